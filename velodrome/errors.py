@@ -1,0 +1,67 @@
+"""The exceptions that a user may meet, each with what to do about it.
+
+Every error says which thing is wrong, its value, the rule that it breaks, and the remedy. The command
+prints `str(error)` as one line and exits with `exit_code`; nobody sees a traceback for their own mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_PARTLY = 1
+EXIT_BAD_INPUT = 2
+EXIT_RESUMABLE = 75
+EXIT_INTERRUPTED = 130
+
+
+class VelodromeError(Exception):
+    """What is wrong and how to mend it.
+
+    Args:
+        problem: a sentence that names the thing, its value and the rule it breaks.
+        remedy: a sentence that says what to do.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+class ConfigError(VelodromeError):
+    """A setting is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class DataError(VelodromeError):
+    """The images or labels are missing, damaged, or not what they should be."""
+
+
+class RunError(VelodromeError):
+    """A run folder or one of its files is missing, damaged, taken, or cannot be written."""
+
+
+class DeviceError(VelodromeError):
+    """The device or precision that was asked for is not to be had on this machine."""
+
+
+class TrainingError(VelodromeError):
+    """Training had to stop; what was reached before is kept in the run folder."""
+
+    exit_code = EXIT_PARTLY
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `word`, or None where none is like it."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """A remedy that offers the nearest candidate, or else lists all of them."""
+    choices = list(candidates)
+    close = nearest(word, choices)
+    return f"Did you mean {close}?" if close else f"Choose from: {', '.join(choices)}."

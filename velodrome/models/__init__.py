@@ -1,0 +1,1 @@
+"""Networks, and what can be said about any network without training it."""

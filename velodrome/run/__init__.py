@@ -1,0 +1,1 @@
+"""The run folder: paths, checkpoints, and the sinks that write it."""
