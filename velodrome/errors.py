@@ -54,6 +54,20 @@ class TrainingError(VelodromeError):
     exit_code = EXIT_PARTLY
 
 
+class Interrupted(VelodromeError):
+    """A signal stopped the run at a step; it is saved and can be resumed.
+
+    Args:
+        problem: where it stopped.
+        remedy: how to go on.
+        exit_code: EXIT_INTERRUPTED after Ctrl-C, EXIT_RESUMABLE after a signal that means "resume me".
+    """
+
+    def __init__(self, problem: str, remedy: str, exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(problem, remedy)
+        self.exit_code = exit_code
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `word`, or None where none is like it."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)

@@ -1,0 +1,53 @@
+"""velodrome trains small image classifiers fast, and shows why they err.
+
+    import velodrome as vd
+
+    run = vd.train(vd.recipes.quick())
+    model = vd.load(run)
+
+The public names are imported when they are first used, so `import velodrome` itself is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from velodrome import recipes as recipes
+    from velodrome.config import Config as Config
+    from velodrome.config import override as override
+    from velodrome.errors import VelodromeError as VelodromeError
+    from velodrome.models.summary import summarize as summary
+    from velodrome.session import Run as Run
+    from velodrome.session import load as load
+    from velodrome.session import resume as resume
+    from velodrome.session import train as train
+
+_HOMES = {
+    "Config": ("velodrome.config", "Config"),
+    "override": ("velodrome.config", "override"),
+    "VelodromeError": ("velodrome.errors", "VelodromeError"),
+    "summary": ("velodrome.models.summary", "summarize"),
+    "Run": ("velodrome.session", "Run"),
+    "load": ("velodrome.session", "load"),
+    "resume": ("velodrome.session", "resume"),
+    "train": ("velodrome.session", "train"),
+}
+
+__all__ = ["Config", "Run", "VelodromeError", "load", "override", "recipes", "resume", "summary", "train"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "recipes":
+        return importlib.import_module("velodrome.recipes")
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'velodrome' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

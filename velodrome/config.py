@@ -1,0 +1,430 @@
+"""Every setting, in frozen dataclasses by section; from dicts, YAML and flags, and back.
+
+One vocabulary: the field `batch_size` is the YAML key `batch_size`, the keyword `batch_size=` of a recipe
+and the flag `--batch-size`. Names are unique over all sections, so files and flags are flat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from velodrome.errors import ConfigError, did_you_mean
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words ("at least 1") and as a check."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Rule:
+    """The rule `value >= low`."""
+    return Rule(f"at least {low}", lambda value: value >= low)
+
+
+def above(low: float) -> Rule:
+    """The rule `value > low`."""
+    return Rule(f"above {low}", lambda value: value > low)
+
+
+def from_zero_to_below(high: float) -> Rule:
+    """The rule `0 <= value < high`."""
+    return Rule(f"at least 0 and below {high}", lambda value: 0 <= value < high)
+
+
+def between(low: float, high: float) -> Rule:
+    """The rule `low <= value <= high`."""
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+FOLDER_NAME = Rule(
+    "a plain folder name: no slash, not empty, not starting with a dot, at most 100 characters",
+    lambda name: 0 < len(name) <= 100 and not set(name) & set('/\\:\0\n\r*?"<>|') and name[0] not in ".-",
+)
+
+
+def setting(default: Any, help: str, rule: Rule | None = None) -> Any:
+    """A dataclass field with its help text and its rule."""
+    return field(default=default, metadata={"help": help, "rule": rule})
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Which images."""
+
+    data: Literal["cifar10", "cifar100", "shapes"] = setting(
+        "cifar10", "data set; shapes is drawn by code and needs no download"
+    )
+    data_root: Path | None = setting(
+        None, "folder that holds or receives data sets; else $VELODROME_DATA, else the user cache folder"
+    )
+    limit_train: int | None = setting(None, "train on this many images only", at_least(1))
+    limit_test: int | None = setting(None, "test on this many images only", at_least(1))
+    val_fraction: float = setting(
+        0.0, "share of the training images held out for validation", from_zero_to_below(1)
+    )
+
+
+@dataclass(frozen=True)
+class AugmentSection:
+    """What is done to every training image, in this order. Test images are left as they are."""
+
+    crop: int = setting(4, "random crop after padding by this many pixels; 0 turns it off", at_least(0))
+    crop_fill: Literal["zero", "reflect"] = setting(
+        "zero", "what the padding holds: black or the mirror image"
+    )
+    flip: bool = setting(True, "horizontal flip of half of the images")
+    cutout: int = setting(
+        8, "side in pixels of the square that is filled with the mean; 0 turns it off", at_least(0)
+    )
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which network."""
+
+    model: Literal["resnet9"] = setting("resnet9", "network")
+    width: int = setting(
+        64, "channels of the first stage; the others have 2, 4 and 8 times as many", at_least(1)
+    )
+    dropout: float = setting(
+        0.0, "probability of dropping a feature before the classifier", from_zero_to_below(1)
+    )
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How it is trained."""
+
+    epochs: int = setting(24, "passes over the training images", at_least(1))
+    batch_size: int = setting(512, "images a step; the last batch of an epoch may be smaller", at_least(1))
+    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", "sgd is with Nesterov momentum")
+    schedule: Literal["one-cycle", "cosine", "constant"] = setting(
+        "one-cycle", "learning rate over the steps"
+    )
+    lr: float | Auto = setting("auto", "LRMAX, the highest learning rate; auto: a fixed value", above(0))
+    lr_min: float | Auto = setting(
+        "auto", "LRMIN, the learning rate of the first step; auto: LRMAX/10", above(0)
+    )
+    lr_final: float | Auto = setting(
+        "auto", "learning rate of the last step; auto: LRMIN, that is no annihilation", at_least(0)
+    )
+    peak: float = setting(5 / 24, "where LRMAX stands, as a fraction of all steps", between(0, 1))
+    anneal: Literal["linear", "cosine"] = setting("linear", "shape of the two slopes of one-cycle")
+    momentum: float = setting(0.9, "momentum of sgd, beta1 of adam and adamw", from_zero_to_below(1))
+    weight_decay: float = setting(
+        5e-4, "L2 penalty on convolution and linear weights (decoupled with adamw)", at_least(0)
+    )
+    l1: float = setting(0.0, "L1 penalty on convolution and linear weights", at_least(0))
+    label_smoothing: float = setting(
+        0.0, "share of the target spread over all classes", from_zero_to_below(1)
+    )
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """On what it runs and where the results go."""
+
+    seed: int = setting(0, "fixes the initial weights, the order and the augmentation", between(0, 2**32 - 1))
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto: the fastest that is there")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: half where the device gains by it"
+    )
+    compile: bool = setting(False, "compile the network with torch.compile")
+    checkpoint_every: float | None = setting(
+        None, "minutes between checkpoints within an epoch; one is written after every epoch anyway", above(0)
+    )
+    runs_dir: Path = setting(Path("runs"), "folder that holds the run folders")
+    name: str | None = setting(None, "name of the run folder; else the recipe and a number", FOLDER_NAME)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. Make one with a recipe; change it with `override`."""
+
+    recipe: str = "resnet9"
+    data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    run: RunSection = RunSection()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: where it lives, what type it has, what it is for."""
+
+    key: str
+    section: str
+    kind: Any
+    help: str
+    rule: Rule | None
+    default: object
+
+    @property
+    def flag(self) -> str:
+        """The setting as a command line flag, for instance --batch-size."""
+        return "--" + self.key.replace("_", "-")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataSection,
+    "augment": AugmentSection,
+    "model": ModelSection,
+    "train": TrainSection,
+    "run": RunSection,
+}
+
+
+def _settings() -> Iterator[Setting]:
+    for section, cls in SECTIONS.items():
+        kinds = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            words, rule = item.metadata["help"], item.metadata["rule"]
+            yield Setting(item.name, section, kinds[item.name], words, rule, item.default)
+
+
+SETTINGS: dict[str, Setting] = {item.key: item for item in _settings()}
+
+
+def override(config: Config, values: Mapping[str, object], origin: str = "") -> Config:
+    """A copy of `config` with some settings changed; each value is converted and checked.
+
+    Args:
+        config: what to start from.
+        values: setting names and new values; strings are read as YAML scalars would be.
+        origin: where the values come from, for error messages: "flags", a file name, or "" for Python.
+
+    Raises:
+        ConfigError: a name is unknown, or a value has the wrong type or breaks its rule.
+    """
+    changes: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        if key not in SETTINGS:
+            raise ConfigError(f"{_where(key, origin)} is not a setting.", did_you_mean(str(key), SETTINGS))
+        item = SETTINGS[key]
+        changes.setdefault(item.section, {})[key] = _checked(item, value, origin)
+    sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def check(config: Config) -> Config:
+    """Check the rules that involve more than one setting, and return `config`.
+
+    Raises:
+        ConfigError: LRMIN or the final LR is above LRMAX, or validation leaves nothing to train on.
+    """
+    train = config.train
+    for key in ("lr_min", "lr_final"):
+        low = getattr(train, key)
+        if low != "auto" and train.lr != "auto" and low > train.lr:
+            raise ConfigError(
+                f"{key} is {low:g}, but must not be above lr, which is {train.lr:g}.",
+                f"Lower --{key.replace('_', '-')} or raise --lr.",
+            )
+    limit, batch = config.data.limit_train, train.batch_size
+    if limit is not None and batch > limit:
+        raise ConfigError(
+            f"batch_size is {batch}, but must not be larger than the training set of {limit} (limit_train).",
+            f"Use --batch-size {limit} or smaller, or a higher --limit-train.",
+        )
+    return config
+
+
+def to_dict(config: Config) -> dict[str, object]:
+    """All settings, flat, in the types of YAML: recipe first, then section by section."""
+    flat: dict[str, object] = {"recipe": config.recipe}
+    for item in SETTINGS.values():
+        value = getattr(getattr(config, item.section), item.key)
+        flat[item.key] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """The settings as YAML with a comment above each section; valid input for `read_yaml`."""
+    flat = to_dict(config)
+    lines = [_yaml_line("recipe", flat["recipe"])]
+    for name, cls in SECTIONS.items():
+        lines += ["", f"# {name}: {(cls.__doc__ or '').strip()}"]
+        lines += [_yaml_line(item.name, flat[item.name]) for item in dataclasses.fields(cls)]
+    return "\n".join(lines) + "\n"
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """The settings in a YAML file as a flat dict, not yet checked.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping of names to values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(
+            f"Config file {path} cannot be read: {reason}.", "Give --config a YAML file that exists."
+        ) from error
+    remedy = "velodrome train --print-config shows what is expected."
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(
+            f"Config file {path} is not valid YAML{line}.",
+            "velodrome train --print-config shows what is expected.",
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"Config file {path} does not hold settings as `name: value` lines.", remedy)
+    return values
+
+
+def describe_kind(item: Setting) -> str:
+    """The values that a setting takes, in words: "sgd, adam or adamw", "a whole number at least 1"."""
+    choices, scalar = _choices(item.kind), _scalar(item.kind)
+    words = [*map(str, choices)]
+    if scalar is not None:
+        rule = f" {item.rule.words}" if item.rule and scalar in (int, float) else ""
+        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[
+            scalar
+        ]
+        words.append(item.rule.words if item.rule and scalar is str else noun + rule)
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _yaml_line(key: str, value: object) -> str:
+    return str(yaml.safe_dump({key: value}, allow_unicode=True, width=1000)).rstrip("\n")
+
+
+def _where(key: str, origin: str) -> str:
+    if origin == "flags":
+        return "--" + str(key).replace("_", "-")
+    return f"{origin}: {key}" if origin else str(key)
+
+
+def _checked(item: Setting, value: object, origin: str) -> object:
+    """The value in the setting's type, or a ConfigError that names it, the rule and the remedy."""
+    try:
+        converted = _convert(value, item.kind)
+        if item.rule and converted is not None and converted != "auto" and not item.rule.holds(converted):
+            raise ValueError
+    except (ValueError, TypeError, ArithmeticError):
+        choices = _choices(item.kind)
+        example = "NAME" if item.default is None else item.default
+        remedy = f"For instance {item.flag} {example}."
+        if choices and isinstance(value, str) and _scalar(item.kind) is None:
+            remedy = did_you_mean(value, [*map(str, choices)])
+        shown = repr(value) if isinstance(value, str) else str(value)
+        raise ConfigError(
+            f"{_where(item.key, origin)} is {shown}, but must be {describe_kind(item)}.", remedy
+        ) from None
+    return converted
+
+
+_NOUNS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+}
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    return tuple(
+        choice
+        for part in _members(kind)
+        if typing.get_origin(part) is Literal
+        for choice in typing.get_args(part)
+    )
+
+
+def _scalar(kind: Any) -> type | None:
+    """The plain type among the members of `kind`, or None where it has only choices."""
+    plain = [part for part in _members(kind) if isinstance(part, type) and part is not types.NoneType]
+    return plain[0] if plain else None
+
+
+def _convert(value: object, kind: Any) -> object:
+    """`value` in the type `kind`; ValueError where that cannot be."""
+    optional = types.NoneType in _members(kind)
+    if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null")):
+        if optional:
+            return None
+        raise ValueError
+    if value in _choices(kind):
+        return value
+    scalar = _scalar(kind)
+    if scalar is None:
+        raise ValueError
+    return _CONVERTERS[scalar](value)
+
+
+def _to_int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
+def _to_float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    # A fraction such as 5/24 is how the peak of one-cycle is written.
+    number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _to_bool(value: object) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    return words[str(value).lower()] if str(value).lower() in words else _refuse()
+
+
+def _to_text(value: object) -> str:
+    # YAML reads a name such as 12 as a number; a run may be called that.
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError
+    return str(value)
+
+
+def _to_path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError
+    return Path(value).expanduser()
+
+
+def _refuse() -> typing.NoReturn:
+    raise ValueError
+
+
+_CONVERTERS: dict[type, Callable[[object], object]] = {
+    int: _to_int,
+    float: _to_float,
+    bool: _to_bool,
+    str: _to_text,
+    Path: _to_path,
+}

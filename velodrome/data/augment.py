@@ -1,0 +1,202 @@
+"""Augmentation of whole batches on the device, from tables drawn beforehand.
+
+What happens to an image is fixed by tables of small numbers, one row an image, drawn on the CPU from
+(seed, epoch). Applying them is plain indexing, without random numbers, so the CPU and a GPU see the same
+images, and a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from velodrome.config import AugmentSection
+from velodrome.data.imageset import Normalisation
+from velodrome.errors import ConfigError
+
+# Each kind of randomness has a stream of its own, so that turning one off leaves the others as they were.
+ORDER, CROP, FLIP, CUTOUT = range(4)
+
+
+def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """The random numbers of one stream in one epoch."""
+    return np.random.default_rng([seed, epoch, stream])
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What is done to each of N images; a table is None where its augmentation is off.
+
+    Attributes:
+        crop_yx: (N, 2) int64, top left corner of the crop in the padded image, each in [0, 2 * padding].
+        flip: (N,) bool, whether the image is mirrored left to right.
+        cutout_yx: (N, 2) int64, top left corner of the cutout square, which lies wholly inside.
+    """
+
+    crop_yx: Tensor | None
+    flip: Tensor | None
+    cutout_yx: Tensor | None
+
+    def rows(self, start: int, stop: int) -> Tables:
+        """The tables of images start to stop."""
+        return Tables(*(None if t is None else t[start:stop] for t in self._all()))
+
+    def to(self, device: torch.device) -> Tables:
+        """The tables on the device."""
+        return Tables(*(None if t is None else t.to(device, non_blocking=True) for t in self._all()))
+
+    def _all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.crop_yx, self.flip, self.cutout_yx
+
+
+def draw_tables(n: int, height: int, width: int, augment: AugmentSection, seed: int, epoch: int) -> Tables:
+    """Draw the tables of one epoch, on the CPU.
+
+    Args:
+        n: images in the epoch.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        augment: which augmentations, and how strong.
+        seed: of the run.
+        epoch: from 0.
+
+    Raises:
+        ConfigError: the cutout or the reflected padding does not fit the images.
+    """
+    check_fits(height, width, augment)
+    crop = flip = cutout_at = None
+    if augment.crop:
+        crop = generator(seed, epoch, CROP).integers(0, 2 * augment.crop + 1, (n, 2))
+    if augment.flip:
+        flip = generator(seed, epoch, FLIP).random(n) < 0.5
+    if augment.cutout:
+        room = (height - augment.cutout + 1, width - augment.cutout + 1)
+        cutout_at = generator(seed, epoch, CUTOUT).integers(0, room, (n, 2))
+    return Tables(*(None if t is None else torch.from_numpy(t) for t in (crop, flip, cutout_at)))
+
+
+def check_fits(height: int, width: int, augment: AugmentSection) -> None:
+    """Check that cutout and reflected padding are possible on images of this size.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    side = min(height, width)
+    if augment.cutout > side:
+        raise ConfigError(
+            f"cutout is {augment.cutout}, but must fit into the images, which are {height}x{width}.",
+            f"Use --cutout {side} or smaller.",
+        )
+    if augment.crop_fill == "reflect" and augment.crop >= side:
+        raise ConfigError(
+            f"crop is {augment.crop}, but padding by reflection must be smaller than the images, "
+            f"which are {height}x{width}.",
+            f"Use --crop {side - 1} or smaller, or --crop-fill zero.",
+        )
+
+
+def crop(images_u8: Tensor, crop_yx: Tensor, padding: int, fill: Literal["zero", "reflect"]) -> Tensor:
+    """Pad every image by `padding` pixels on each side and cut out a window of the original size.
+
+    Args:
+        images_u8: (N, H, W, C) uint8.
+        crop_yx: (N, 2) int64, top left corner of the window in the padded image.
+        padding: in pixels; with "reflect" smaller than H and W.
+        fill: what the padding holds: black, or the image mirrored at its border pixels.
+
+    Returns:
+        (N, H, W, C) uint8.
+    """
+    n, height, width, _ = images_u8.shape
+    device = images_u8.device
+    y = crop_yx[:, :1] + torch.arange(height, device=device) - padding  # (N, H) rows of the original
+    x = crop_yx[:, 1:] + torch.arange(width, device=device) - padding  # (N, W) columns of the original
+    inside = None
+    if fill == "zero":
+        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]  # (N, H, W)
+        y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    else:
+        y, x = _reflected(y, height), _reflected(x, width)
+    image = torch.arange(n, device=device)[:, None, None]
+    cropped = images_u8[image, y[:, :, None], x[:, None, :]]
+    return cropped if inside is None else cropped * inside[..., None]
+
+
+def flip(images_u8: Tensor, flags: Tensor) -> Tensor:
+    """Mirror the flagged images left to right.
+
+    Args:
+        images_u8: (N, H, W, C) uint8.
+        flags: (N,) bool.
+
+    Returns:
+        (N, H, W, C) uint8.
+    """
+    return torch.where(flags[:, None, None, None], images_u8.flip(2), images_u8)
+
+
+def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
+    """Scale pixels to [0, 1], subtract the mean, divide by the standard deviation.
+
+    Args:
+        images_u8: (N, H, W, 3) uint8.
+        normalisation: per-channel constants of pixels in [0, 1].
+
+    Returns:
+        (N, 3, H, W) float32 in channels_last memory order (the input's own, so nothing is moved).
+    """
+    mean = torch.tensor(normalisation.mean, device=images_u8.device) * 255
+    scale = 1 / (torch.tensor(normalisation.std, device=images_u8.device) * 255)
+    return images_u8.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, cutout_yx: Tensor, size: int) -> Tensor:
+    """Set one square of each image to 0, which after normalisation is the training mean.
+
+    CutOut is by DeVries & Taylor (arXiv:1708.04552); here the square is never clipped by the border.
+
+    Args:
+        images: (N, C, H, W) float, normalised.
+        cutout_yx: (N, 2) int64, top left corner of the square.
+        size: side of the square in pixels.
+
+    Returns:
+        (N, C, H, W) float.
+    """
+    height, width = images.shape[2:]
+    y = torch.arange(height, device=images.device) - cutout_yx[:, :1]  # (N, H) distance below the top edge
+    x = torch.arange(width, device=images.device) - cutout_yx[:, 1:]  # (N, W) distance from the left edge
+    hole = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]  # (N, H, W)
+    return images.masked_fill(hole[:, None], 0)
+
+
+def apply(images_u8: Tensor, tables: Tables, augment: AugmentSection, normalisation: Normalisation) -> Tensor:
+    """Crop, flip, normalise and cut out, in this order, as the tables say.
+
+    Args:
+        images_u8: (N, H, W, 3) uint8.
+        tables: of these N images, on the same device.
+        augment: the padding, its fill and the cutout's size.
+        normalisation: of the training images.
+
+    Returns:
+        (N, 3, H, W) float32, channels_last.
+    """
+    if tables.crop_yx is not None:
+        images_u8 = crop(images_u8, tables.crop_yx, augment.crop, augment.crop_fill)
+    if tables.flip is not None:
+        images_u8 = flip(images_u8, tables.flip)
+    images = normalise(images_u8, normalisation)
+    if tables.cutout_yx is not None:
+        images = cutout(images, tables.cutout_yx, augment.cutout)
+    return images
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Fold indices beyond [0, size) back at the border pixels: -1 -> 1, size -> size - 2."""
+    last = size - 1
+    return last - (last - index.abs()).abs()

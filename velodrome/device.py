@@ -1,0 +1,60 @@
+"""Which device and which precision a run uses, and how to use them."""
+
+from __future__ import annotations
+
+import torch
+
+from velodrome.errors import DeviceError
+
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of that name; for "auto" the fastest that is there.
+
+    Raises:
+        DeviceError: it is not to be had on this machine.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, found in there.items() if found))
+    if not there[wanted]:
+        raise DeviceError(
+            f"device is {wanted!r}, but torch {torch.__version__} finds no such device on this machine.",
+            "Use --device auto, or see velodrome doctor.",
+        )
+    return torch.device(wanted)
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """The precision of that name; for "auto" a half type where the device computes faster in it.
+
+    Raises:
+        DeviceError: the device cannot compute in it.
+    """
+    if wanted != "auto":
+        if wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise DeviceError(
+                "precision is 'bf16', but this GPU does not compute in it.", "Use --precision fp16 or auto."
+            )
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX); without, it is slower."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which convolutions and matrix products compute in `precision`; weights stay float32."""
+    half = HALF_TYPES.get(precision)
+    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

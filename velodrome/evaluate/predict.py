@@ -1,0 +1,119 @@
+"""What a network answers: logits for a whole image set, and a model that is ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from velodrome.data.augment import normalise
+from velodrome.data.imageset import ImageSet, ImagesU8, Normalisation
+from velodrome.data.loader import batches_in_order
+from velodrome.device import autocast
+from velodrome.errors import DataError
+
+EVAL_BATCH_SIZE = 500
+
+
+def logits_of(
+    model: nn.Module,
+    images: ImageSet,
+    normalisation: Normalisation,
+    *,
+    device: torch.device,
+    precision: str,
+    flip_too: bool = False,
+) -> Tensor:
+    """The network's answers to all images, in evaluation mode, without augmentation.
+
+    Args:
+        model: on `device`; its mode is put back afterwards.
+        images: to answer.
+        normalisation: of the training images.
+        device: where to compute.
+        precision: "fp32", "bf16" or "fp16".
+        flip_too: test-time augmentation: the mean of the logits of each image and its mirror image.
+
+    Returns:
+        (N, classes) float32 on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    answers = []
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            for batch in batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device):
+                logits = model(batch).float()
+                if flip_too:
+                    logits = (logits + model(batch.flip(3)).float()) / 2
+                answers.append(logits)
+            return torch.cat(answers).cpu()
+    finally:
+        model.train(was_training)
+
+
+class Classifier(nn.Module):
+    """A trained network with all that it needs to answer about raw images.
+
+    Attributes:
+        network: (N, 3, H, W) normalised float -> (N, classes) logits.
+        classes: the class names, in the order of the logits.
+        normalisation: constants of the images that it was trained on.
+        image_size: (height, width) in pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        normalisation: Normalisation,
+        image_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = tuple(classes)
+        self.normalisation = normalisation
+        self.image_size = image_size
+
+    def forward(self, images_u8: Tensor) -> Tensor:
+        """Logits of raw images.
+
+        Args:
+            images_u8: (N, H, W, 3) uint8, RGB.
+
+        Returns:
+            (N, classes) float32.
+
+        Raises:
+            DataError: shape or type of the images is another.
+        """
+        if images_u8.dtype != torch.uint8 or images_u8.ndim != 4 or images_u8.shape[3] != 3:
+            raise DataError(
+                f"Images are {images_u8.dtype} of shape {tuple(images_u8.shape)}, "
+                "but must be uint8 of shape (N, height, width, 3).",
+                "Stack RGB images as they come from an image file, without scaling them.",
+            )
+        if tuple(images_u8.shape[1:3]) != self.image_size:
+            height, width = self.image_size
+            raise DataError(
+                f"Images are {images_u8.shape[1]}x{images_u8.shape[2]} pixels, "
+                f"but the model was trained on {height}x{width}.",
+                f"Resize them to {height}x{width}.",
+            )
+        logits: Tensor = self.network(normalise(images_u8, self.normalisation)).float()
+        return logits
+
+    @torch.inference_mode()
+    def probabilities(self, images_u8: ImagesU8 | Tensor) -> Tensor:
+        """Probability of each class: (N, H, W, 3) uint8 -> (N, classes) float32 that sum to 1."""
+        logits: Tensor = self(torch.as_tensor(images_u8))
+        return logits.softmax(1)
+
+    def predict(self, images_u8: ImagesU8 | Tensor) -> list[tuple[str, float]]:
+        """The most probable class of each image and its probability: (N, H, W, 3) uint8 -> N pairs."""
+        best = self.probabilities(images_u8).max(1)
+        return [
+            (self.classes[index], probability)
+            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]

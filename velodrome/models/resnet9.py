@@ -1,0 +1,131 @@
+"""ResNet9: the small residual network that velodrome's reference recipe trains.
+
+Nine weight layers: one convolution in `prep`, three that halve the image, two in each of the two residual
+branches, and the classifier. The layout is that of the DAWNBench CIFAR-10 entries (D. Page, "How to Train
+Your ResNet", Myrtle.ai 2018) as re-told in many courses; the residual connection is that of He et al., "Deep
+Residual Learning for Image Recognition" (2015), without an activation after the sum.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from velodrome.errors import ConfigError
+
+DOWNSAMPLING = 8  # three stages of MaxPool 2 lie between the image and the last pool
+
+
+def conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Conv 3x3 -> BN -> ReLU, which keeps height and width.
+
+    Args:
+        channels_in: channels of the input (N, channels_in, H, W).
+        channels_out: channels of the output (N, channels_out, H, W).
+
+    Returns:
+        A module with sub-modules `conv`, `norm` and `relu`.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            norm=nn.BatchNorm2d(channels_out),
+            # In place is safe: batch norm keeps its input for the backward pass, not its output.
+            relu=nn.ReLU(inplace=True),
+        )
+    )
+
+
+class Stage(nn.Module):
+    """Conv 3x3 -> MaxPool 2 -> BN -> ReLU, and after it a residual branch where one is asked for.
+
+    Args:
+        channels_in: channels of the input (N, channels_in, H, W).
+        channels_out: channels of the output (N, channels_out, H // 2, W // 2).
+        residual: whether X + R(X) follows, with R two blocks of Conv-BN-ReLU.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, residual: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.residual: nn.Module | None = None
+        if residual:
+            self.residual = nn.Sequential(
+                OrderedDict(
+                    block1=conv_block(channels_out, channels_out),
+                    block2=conv_block(channels_out, channels_out),
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features at half the resolution.
+
+        Args:
+            x: float, (N, channels_in, H, W).
+
+        Returns:
+            float, (N, channels_out, H // 2, W // 2), never negative.
+        """
+        x = self.relu(self.norm(self.pool(self.conv(x))))  # (N, channels_out, H // 2, W // 2)
+        if self.residual is None:
+            return x
+        # Out of place: the branch's ReLU needs its own output for the backward pass.
+        branch: Tensor = self.residual(x)
+        return x + branch
+
+
+class ResNet9(nn.Module):
+    """Stages `prep`, `layer1`, `layer2`, `layer3`, `pool` and `fc`; 6,573,120 parameters by default.
+
+    Args:
+        classes: number of classes, the length of the logits.
+        width: channels of `prep`; the stages after it have 2, 4 and 8 times as many.
+        dropout: probability in [0, 1) of zeroing a feature before `fc`; 0 leaves dropout out altogether.
+        image_size: height and width of the images in pixels, a multiple of 8. `pool` takes the maximum of
+            all that is left of the image, image_size / 8 squared.
+
+    Raises:
+        ConfigError: `image_size` is not a positive multiple of 8.
+    """
+
+    def __init__(
+        self, classes: int = 10, width: int = 64, dropout: float = 0.0, image_size: int = 32
+    ) -> None:
+        super().__init__()
+        if image_size < DOWNSAMPLING or image_size % DOWNSAMPLING:
+            below = max(DOWNSAMPLING, image_size // DOWNSAMPLING * DOWNSAMPLING)
+            raise ConfigError(
+                f"image_size = {image_size}, but ResNet9 halves the image three times, so that the size must "
+                f"be a positive multiple of {DOWNSAMPLING}.",
+                f"Set image_size to {below} or {below + DOWNSAMPLING}.",
+            )
+        self.prep = conv_block(3, width)
+        self.layer1 = Stage(width, 2 * width, residual=True)
+        self.layer2 = Stage(2 * width, 4 * width, residual=False)
+        self.layer3 = Stage(4 * width, 8 * width, residual=True)
+        self.pool = nn.MaxPool2d(image_size // DOWNSAMPLING)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.fc = nn.Linear(8 * width, classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: no softmax, which the loss and the places that show probabilities apply.
+
+        Args:
+            images: float, (N, 3, image_size, image_size), normalised.
+
+        Returns:
+            float, (N, classes).
+        """
+        x = self.prep(images)  # (N, width, S, S)
+        x = self.layer1(x)  # (N, 2 width, S / 2, S / 2)
+        x = self.layer2(x)  # (N, 4 width, S / 4, S / 4)
+        x = self.layer3(x)  # (N, 8 width, S / 8, S / 8)
+        x = self.pool(x).flatten(1)  # (N, 8 width)
+        if self.dropout is not None:
+            x = self.dropout(x)
+        logits: Tensor = self.fc(x)
+        return logits

@@ -1,0 +1,52 @@
+"""Recipes: functions that return a whole `Config`. Keywords change single settings: `resnet9(epochs=5)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from velodrome.config import Config, check, override
+from velodrome.errors import ConfigError, did_you_mean
+
+
+def resnet9(**settings: object) -> Config:
+    """The reference: a ResNet of 6,573,120 parameters, one-cycle over 24 epochs at batch 512, on CIFAR-10.
+
+    Random crop after zero padding by 4, horizontal flip, one 8x8 CutOut square; SGD with Nesterov momentum;
+    the learning rate peaks at 5/24 of all steps and never goes below LRMIN.
+
+        velodrome train resnet9
+    """
+    return _recipe("resnet9", {}, settings)
+
+
+def quick(**settings: object) -> Config:
+    """A first try in a minute: the reference network at a quarter of its width, few epochs, on drawn shapes.
+
+    velodrome train --data shapes
+    """
+    ours = {"data": "shapes", "width": 16, "epochs": 5, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
+    return _recipe("quick", ours, settings)
+
+
+Recipe = Callable[..., Config]
+RECIPES: dict[str, Recipe] = {"resnet9": resnet9, "quick": quick}
+
+
+def by_name(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"{name!r} is not a recipe.", did_you_mean(name, RECIPES))
+    return RECIPES[name]
+
+
+def default_for(data: object) -> str:
+    """The recipe for a data set when none was asked for."""
+    return "quick" if data == "shapes" else "resnet9"
+
+
+def _recipe(name: str, ours: dict[str, object], theirs: dict[str, object]) -> Config:
+    return check(override(override(Config(recipe=name), ours), theirs))

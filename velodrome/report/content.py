@@ -1,0 +1,263 @@
+"""What the report shows, gathered from a run folder as plain values with all figures written out.
+
+The templates decide how it looks. What the folder lacks is None or empty, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from velodrome.errors import RunError
+from velodrome.report import text
+from velodrome.report.confusion import Predictions, read_predictions
+from velodrome.report.curves import Chart, Drawing, Series, draw
+from velodrome.run.folder import RunFolder
+
+# A table with more rows than this starts folded.
+LONG_TABLE = 12
+
+Events = Sequence[Mapping[str, Any]]
+History = Sequence[Mapping[str, float | None]]
+Column = tuple[str, str, Callable[[object], str]]  # key, heading, how to write a value
+
+_HISTORY_COLUMNS: tuple[Column, ...] = (
+    ("epoch", "Epoch", text.count),
+    ("time_s", "Time", text.duration),
+    ("lr", "Learning rate", text.rate),
+    ("train_loss", "Train loss", text.loss),
+    ("train_acc", "Train accuracy", text.percent),
+    ("val_loss", "Validation loss", text.loss),
+    ("val_acc", "Validation accuracy", text.percent),
+    ("test_loss", "Test loss", text.loss),
+    ("test_acc", "Test accuracy", text.percent),
+    ("images_per_s", "Images/s", text.count),
+)
+_LAYER_COLUMNS: tuple[Column, ...] = (
+    ("name", "Layer", text.words),
+    ("type", "Type", text.words),
+    ("output_shape", "Output shape", text.pixels),
+    ("params", "Parameters", text.count),
+    ("macs", "MACs", text.count),
+    ("receptive_field", "Receptive field", text.pixels),
+    ("stride", "Stride", text.pixels),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure with its name."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first cell of a row names it, and columns from `numbers` on hold figures."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: int
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the table starts folded."""
+        return len(self.rows) > LONG_TABLE
+
+
+@dataclass(frozen=True)
+class Model:
+    """What summary.json says."""
+
+    totals: tuple[Fact, ...]
+    layers: Table
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the page shows, in its order."""
+
+    name: str
+    trained: tuple[Fact, ...]
+    unfinished: str | None
+    headline: Fact | None
+    facts: tuple[Fact, ...]
+    charts: tuple[Drawing, ...]
+    history: Table | None
+    predictions: Predictions | None
+    model: Model | None
+    config: str | None
+    environment: tuple[Fact, ...]
+    command: str | None
+
+
+def gather(folder: RunFolder) -> Content:
+    """All that the report shows.
+
+    Raises:
+        RunError: a file of the run is damaged.
+    """
+    events, history = folder.read_events(), folder.read_history()
+    _check_epochs(folder, history)
+    result = folder.read_json(folder.result)
+    known = {**_started(events), **(result or {})}
+    environment = folder.read_json(folder.environment) or {}
+    return Content(
+        name=folder.path.resolve().name,
+        trained=tuple(Fact(key, text.words(known[key])) for key in ("recipe", "data") if known.get(key)),
+        unfinished=None if result is not None else _why_unfinished(events),
+        headline=_headline(result, history),
+        facts=_facts(known, history),
+        charts=_charts(events, history),
+        history=_table(_HISTORY_COLUMNS, history, numbers=1) if history else None,
+        predictions=read_predictions(folder, known.get("classes")),
+        model=_model(folder.read_json(folder.summary)),
+        config=_read_config(folder),
+        environment=tuple(Fact(key, value) for key, value in text.flattened(environment)),
+        command=text.command_line(environment.get("command")),
+    )
+
+
+def _started(events: Events) -> Mapping[str, Any]:
+    """How training began, or last went on; empty where the log does not say."""
+    return next((event for event in reversed(events) if event.get("event") == "RunStarted"), {})
+
+
+def _check_epochs(folder: RunFolder, history: History) -> None:
+    """Check that the epochs of the history can be an axis."""
+    epochs = [text.number(row["epoch"]) for row in history]
+    pairs = zip([0.0, *epochs], epochs, strict=False)
+    if not all(before is not None and after is not None and before < after for before, after in pairs):
+        raise RunError(
+            f"{folder.history} is damaged: its epochs do not count upwards from 1.",
+            "Restore it from a copy, or make the run again.",
+        )
+
+
+def _why_unfinished(events: Events) -> str:
+    last = events[-1] if events else {}
+    if last.get("event") == "RunStopped":
+        reason = text.words(last.get("reason")).rstrip(".")
+        return f"It stopped at step {text.count(last.get('step'))}: {reason}."
+    return "It is still going on, or it was ended from outside."
+
+
+def _headline(result: Mapping[str, Any] | None, history: History) -> Fact | None:
+    """The figure to print large: the result, else the latest accuracy that there is."""
+    if result is not None:
+        return Fact("Test accuracy", text.percent(result.get("test_accuracy")))
+    last = history[-1] if history else {}
+    for key, name in (("test_acc", "Test"), ("val_acc", "Validation"), ("train_acc", "Train")):
+        if last.get(key) is not None:
+            return Fact(f"{name} accuracy after epoch {text.count(last['epoch'])}", text.percent(last[key]))
+    return None
+
+
+def _facts(known: Mapping[str, Any], history: History) -> tuple[Fact, ...]:
+    """The other headline figures; those that are not known are left out."""
+    last = history[-1] if history else {}
+    facts = (
+        Fact("Test accuracy, TTA", text.percent(known.get("test_accuracy_tta"))),
+        Fact("Train accuracy", text.percent(known.get("train_accuracy", last.get("train_acc")))),
+        Fact("Training time", text.duration(known.get("train_seconds", last.get("time_s")))),
+        Fact("Images per second", text.count(known.get("images_per_s", last.get("images_per_s")))),
+        Fact("Test loss", text.loss(known.get("test_loss", last.get("test_loss")))),
+        Fact("Train loss", text.loss(known.get("train_loss", last.get("train_loss")))),
+        Fact("Parameters", text.count(known.get("params"))),
+        Fact("Epochs", _epochs(known.get("epochs"), last.get("epoch"))),
+        Fact("Device", text.words(known.get("device"))),
+        Fact("Precision", text.words(known.get("precision"))),
+        Fact("Seed", text.words(known.get("seed"))),
+    )
+    return tuple(fact for fact in facts if fact.value != text.NONE)
+
+
+def _epochs(planned: object, done: object) -> str:
+    """How many epochs there are: "24", or "7 of 24" where not all are done."""
+    texts = (text.count(done), text.count(planned))
+    return texts[1] if texts[0] in {texts[1], text.NONE} else " of ".join(texts)
+
+
+def _charts(events: Events, history: History) -> tuple[Drawing, ...]:
+    if not history:
+        return ()
+    epochs = [row["epoch"] or 0.0 for row in history]
+    roles = (("train", "Train"), ("val", "Validation"), ("test", "Test"))
+    losses = [Series(role, name, [row[f"{role}_loss"] for row in history]) for role, name in roles]
+    accuracies = [Series(role, name, [row[f"{role}_acc"] for row in history]) for role, name in roles]
+    charts = [
+        Chart("accuracy", "Accuracy", "epoch", epochs, accuracies, text.percent, percent=True),
+        Chart("loss", "Loss", "epoch", epochs, losses, text.loss, from_zero=True),
+        *_step_charts(events, epochs),
+    ]
+    return tuple(drawing for chart in charts if (drawing := draw(chart)))
+
+
+def _step_charts(events: Events, epochs: Sequence[float]) -> Iterator[Chart]:
+    """Learning rate and loss of every step, where the event log has them."""
+    # After a resume the log tells of some epochs twice; the later telling is the one that counts.
+    told = {event.get("epoch"): event for event in events if event.get("event") == "EpochDone"}
+    steps: list[float] = []
+    losses: list[float | None] = []
+    rates: list[float | None] = []
+    for epoch in epochs:
+        event = told.get(epoch, {})
+        found = event.get("step_losses") or ()
+        steps += [(epoch - 1) * len(found) + number for number in range(1, len(found) + 1)]
+        losses += [text.number(loss) for loss in found]
+        rates += [text.number(rate) for rate in event.get("step_lrs") or ()]
+    if steps and len(rates) == len(steps):
+        line = Series("rate", "Learning rate", rates)
+        yield Chart("rate", "Learning rate", "step", steps, [line], text.rate, from_zero=True)
+    if steps:
+        window = max(2, len(steps) // 50)
+        mean = Series("train", f"Mean of the last {window}", _trailing_mean(losses, window))
+        lines = [Series("step", "Each step", losses), mean]
+        yield Chart("steps", "Train loss of every step", "step", steps, lines, text.loss, from_zero=True)
+
+
+def _trailing_mean(values: Sequence[float | None], window: int) -> list[float | None]:
+    means: list[float | None] = []
+    for end in range(1, len(values) + 1):
+        found = [value for value in values[max(0, end - window) : end] if value is not None]
+        means.append(sum(found) / len(found) if found else None)
+    return means
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], numbers: int) -> Table:
+    """The rows as texts; a column without any value is left out."""
+    used = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
+    return Table(
+        tuple(heading for _, heading, _ in used),
+        tuple(tuple(write(row.get(key)) for key, _, write in used) for row in rows),
+        numbers,
+    )
+
+
+def _model(summary: Mapping[str, Any] | None) -> Model | None:
+    layers = (summary or {}).get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or not layers:
+        return None
+    totals = (summary or {}).get("totals")
+    known = totals if isinstance(totals, dict) else {}
+    facts = (
+        Fact("Parameters", text.count(known.get("params"))),
+        Fact("MACs per image", text.count(known.get("macs"))),
+        Fact("Receptive field", text.pixels(known.get("receptive_field"))),
+    )
+    return Model(
+        tuple(fact for fact in facts if fact.value != text.NONE), _table(_LAYER_COLUMNS, layers, numbers=3)
+    )
+
+
+def _read_config(folder: RunFolder) -> str | None:
+    if not folder.config.exists():
+        return None
+    try:
+        return folder.config.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(
+            f"{folder.config} cannot be read: {error.strerror or error}.", "Mend its permissions."
+        ) from error

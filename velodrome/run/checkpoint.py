@@ -1,0 +1,160 @@
+"""Checkpoints: safetensors and JSON with checksums, no pickle; whole or not there at all.
+
+A checkpoint is a folder `checkpoints/step-00000098/` with `model.safetensors`, `training.safetensors` and
+`state.json`, which holds the sha256 of the other two. It is written under a temporary name, brought to the
+disk and renamed; then the pointer `checkpoints/last.json`, for readers outside, moves to it. The one before
+it is kept, for the day the last cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from velodrome.errors import RunError
+from velodrome.run.folder import RunFolder, sync_folder, write_atomically, write_json
+
+FORMAT = 1
+KEEP = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What was read back: groups of tensors by name, all other values, and the name of the checkpoint."""
+
+    name: str
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    numbers: Mapping[str, Any]
+
+
+def save_checkpoint(
+    folder: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, object]
+) -> str:
+    """Write a checkpoint and move the pointer to it; returns its name.
+
+    Args:
+        folder: of the run.
+        step: complete steps; names the checkpoint.
+        tensors: groups of contiguous CPU tensors; each group becomes one file.
+        numbers: JSON values.
+
+    Raises:
+        RunError: it cannot be written; the checkpoint before it is still good.
+    """
+    name = f"step-{step:08d}"
+    goal = folder.checkpoints / name
+    temporary = folder.checkpoints / f".{name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        checksums = {
+            f"{group}.safetensors": _write(
+                temporary / f"{group}.safetensors", safetensors.torch.save(dict(members))
+            )
+            for group, members in tensors.items()
+        }
+        state = {"format": FORMAT, "sha256": checksums, **numbers}
+        _write(temporary / "state.json", json.dumps(state, allow_nan=False).encode())
+        sync_folder(temporary)
+        shutil.rmtree(goal, ignore_errors=True)
+        temporary.rename(goal)
+        sync_folder(folder.checkpoints)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"Checkpoint {goal} cannot be written: {error.strerror or error}.",
+            f"Free some space or mend the permissions, then: velodrome resume {folder.path}",
+        ) from error
+    write_json(folder.checkpoints / "last.json", {"checkpoint": name})
+    for old in _newest_first(folder)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return name
+
+
+def load_checkpoint(folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None where none was ever written.
+
+    Raises:
+        RunError: there are checkpoints, but all are damaged; says what is wrong with each.
+    """
+    problems = []
+    for path in _newest_first(folder):
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            problems.append(f"{path.name}: {error}")
+    if problems:
+        raise RunError(
+            f"No checkpoint in {folder.checkpoints} can be read ({'; '.join(problems)}).",
+            "Restore the folder from a copy, or start a new run.",
+        )
+    return None
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
+    """Write final weights with one metadata key "velodrome" that holds `about` as JSON.
+
+    The same weights and the same `about` give the same bytes.
+
+    Args:
+        path: of the file.
+        tensors: contiguous CPU tensors by name.
+        about: JSON values: what is needed to use the weights; nothing that differs between equal runs.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    metadata = {"velodrome": json.dumps(about, sort_keys=True, ensure_ascii=False)}
+    write_atomically(path, safetensors.torch.save(dict(tensors), metadata))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weights file, and what was written about them.
+
+    Raises:
+        RunError: the file is missing, damaged or not one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["velodrome"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            f"Weights {path} cannot be read: {error}.", "Give a run that has finished, or restore the file."
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> str:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _newest_first(folder: RunFolder) -> list[Path]:
+    return sorted(folder.checkpoints.glob("step-*"), key=lambda path: path.name, reverse=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state.get("format") != FORMAT:
+        raise ValueError(f"its format is {state.get('format')!r}, but this version reads {FORMAT}")
+    tensors = {}
+    for file, expected in state["sha256"].items():
+        data = (path / Path(file).name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"the checksum of {file} does not match")
+        tensors[file.removesuffix(".safetensors")] = safetensors.torch.load(data)
+    return Checkpoint(path.name, tensors, state)

@@ -1,0 +1,233 @@
+"""The run folder: the only place that knows which file is called what. Never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from velodrome.errors import RunError
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "time_s",
+    "lr",
+    "train_loss",
+    "train_acc",
+    "val_loss",
+    "val_acc",
+    "test_loss",
+    "test_acc",
+    "images_per_s",
+)
+
+
+class RunFolder:
+    """A run folder and the names of the files in it.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.history = path / "history.csv"
+        self.events = path / "events.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.safetensors"
+        self.summary = path / "summary.json"
+        self.predictions = path / "predictions.csv"
+        self.probabilities = path / "probabilities.npy"
+        self.result = path / "result.json"
+        self.report = path / "report.html"
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.path.name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is complete: result.json is written last."""
+        return self.result.exists()
+
+    def read_history(self) -> list[dict[str, float | None]]:
+        """The rows of history.csv, one an epoch; None where a cell is empty. No rows without the file.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.history.exists():
+            return []
+        try:
+            with self.history.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return [{key: float(row[key]) if row[key] else None for key in HISTORY_COLUMNS} for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise _damaged(self.history, error) from error
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events so far, oldest first; a last line that was cut off by a kill is left out.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.events.exists():
+            return []
+        lines = self.events.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise _damaged(self.events, error) from error
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """The JSON object in one of the folder's files, None where the file is missing.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if not isinstance(value, dict):
+            raise _damaged(path, ValueError("it is not a JSON object"))
+        return value
+
+
+def create_run(runs_dir: Path, name: str | None, recipe: str) -> RunFolder:
+    """Make a new, empty run folder: `runs_dir/name`, or the recipe and the next free number.
+
+    Raises:
+        RunError: the name is taken, or the folder cannot be made.
+    """
+    with _clear_errors(runs_dir, "Choose a folder that you may write to with --runs-dir."):
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            check_name_is_free(runs_dir, name)
+            (runs_dir / name).mkdir()
+            return RunFolder(runs_dir / name)
+        for path in _numbered(runs_dir, recipe):
+            # mkdir is atomic: of two processes that try the same number, one goes on to the next.
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return RunFolder(path)
+    raise AssertionError("there is always a free number")
+
+
+def check_name_is_free(runs_dir: Path, name: str | None) -> None:
+    """Check that no run of that name exists.
+
+    Raises:
+        RunError: one does.
+    """
+    if name is not None and (runs_dir / name).exists():
+        raise RunError(
+            f"Run {runs_dir / name} exists already.",
+            f"Choose another --name, or go on with it: velodrome resume {runs_dir / name}",
+        )
+
+
+def check_can_write(runs_dir: Path) -> None:
+    """Check that run folders can be made there, and leave nothing behind.
+
+    Raises:
+        RunError: they cannot.
+    """
+    nearest = next(parent for parent in [runs_dir, *runs_dir.absolute().parents] if parent.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    reason = "permission denied" if nearest.is_dir() else f"{nearest} is not a folder"
+    raise RunError(
+        f"runs_dir is {runs_dir}, which cannot be written: {reason}.",
+        "Choose a folder that you may write to with --runs-dir.",
+    )
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        RunError: there is none at `path`.
+    """
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise RunError(
+            f"Run {path} does not exist.", "Give the path of a run folder, for instance runs/quick-1."
+        )
+    if not folder.config.exists():
+        raise RunError(
+            f"{path} is not a run folder: it has no config.yaml.",
+            "Give the path of a run folder, for instance runs/quick-1.",
+        )
+    return folder
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that at any moment it is either the old one or the new one, whole.
+
+    Raises:
+        RunError: it cannot be written; what was there before is still there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _clear_errors(path, "Free some space or mend the permissions, then resume the run."):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, atomically.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system allows it."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.", remedy) from error
+
+
+def _numbered(runs_dir: Path, recipe: str) -> Iterator[Path]:
+    """runs_dir/recipe-N from one past the highest N there."""
+    taken = [path.name.removeprefix(f"{recipe}-") for path in runs_dir.glob(f"{recipe}-*")]
+    number = max((int(rest) for rest in taken if rest.isdecimal()), default=0)
+    while True:
+        number += 1
+        yield runs_dir / f"{recipe}-{number}"
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged: {error}.", "Restore it from a copy, or make the run again.")

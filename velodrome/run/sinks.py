@@ -1,0 +1,255 @@
+"""Listeners that write a run down or show it while it goes on. Never imports torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from velodrome.events import EpochDone, Event, RunStarted, StepDone, to_json
+from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically
+
+# Asking the device for figures makes it wait; this often is not felt, and smooth enough for the eye.
+REFRESH_S = 0.25
+# Without a terminal, say where training is this often within a long epoch.
+PLAIN_LINE_S = 60.0
+
+ReadProgress = Callable[[], tuple[float, float]]
+
+
+class HistoryFile:
+    """Keeps history.csv equal to the complete epochs.
+
+    Args:
+        folder: of the run.
+        rows: the epochs before a resume; rows in the file beyond them are dropped.
+    """
+
+    def __init__(self, folder: RunFolder, rows: Sequence[EpochDone] = ()) -> None:
+        self._folder = folder
+        self._rows = list(rows)
+        self._write()
+
+    def handle(self, event: Event) -> None:
+        """Add a row for each epoch."""
+        if isinstance(event, EpochDone):
+            self._rows.append(event)
+            self._write()
+
+    def close(self) -> None:
+        """Nothing to do: the file is whole after every epoch."""
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HISTORY_COLUMNS)
+        for row in self._rows:
+            values = [getattr(row, column) for column in HISTORY_COLUMNS]
+            writer.writerow(["" if value is None else value for value in values])
+        write_atomically(self._folder.history, text.getvalue())
+
+
+class EventLog:
+    """Appends every event but single steps to events.jsonl."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        drop_torn_line(folder)
+        self._file = folder.events.open("a", encoding="utf-8")
+
+    def handle(self, event: Event) -> None:
+        """Append one line."""
+        if not isinstance(event, StepDone):
+            self._file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def drop_torn_line(folder: RunFolder) -> None:
+    """Cut off a last line of events.jsonl that a kill left without its end."""
+    if folder.events.exists():
+        data = folder.events.read_bytes()
+        if data and not data.endswith(b"\n"):
+            write_atomically(folder.events, data[: data.rfind(b"\n") + 1])
+
+
+class EpochTable:
+    """The lines of the table of epochs: a heading, and a row for each."""
+
+    def heading(self) -> str:
+        """The heading, in the widths of the rows."""
+        return (
+            f"{'epoch':>7}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  "
+            f"{'test acc':>8}  {'lr':>8}  {'images/s':>8}  {'time':>7}"
+        )
+
+    def row(self, event: EpochDone, epochs: int) -> str:
+        """One epoch."""
+        return (
+            f"{f'{event.epoch}/{epochs}':>7}  {event.train_loss:>10.4f}  {percent(event.train_acc):>9}  "
+            f"{percent(event.val_acc):>8}  {percent(event.test_acc):>8}  {event.lr:>8.3g}  "
+            f"{event.images_per_s:>8.0f}  {duration(event.time_s):>7}"
+        )
+
+
+class PlainDisplay:
+    """A line per epoch, and one now and then within a long one, for logs and pipes."""
+
+    def __init__(self, read: ReadProgress, stream: TextIO | None = None) -> None:
+        self._read = read
+        self._stream = stream or sys.stderr
+        self._table = EpochTable()
+        self._pace = Pace()
+        self._epochs = self._steps = 0
+        self._last_line_s = time.monotonic()
+
+    def handle(self, event: Event) -> None:
+        """Print what is worth a line."""
+        if isinstance(event, RunStarted):
+            self._epochs, self._steps = event.epochs, event.epochs * event.steps_per_epoch
+            self._pace.start(event.step)
+            self._say(started_line(event))
+            self._say(self._table.heading())
+        elif isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, EpochDone):
+            self._say(self._table.row(event, self._epochs))
+            self._last_line_s = time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def _step(self, event: StepDone) -> None:
+        if time.monotonic() - self._last_line_s < PLAIN_LINE_S:
+            return
+        self._last_line_s = time.monotonic()
+        loss, accuracy = self._read()
+        left = duration(self._pace.left_s(event.step + 1, self._steps))
+        self._say(
+            f"  step {event.step + 1} of {self._steps}: loss {loss:.4f}, accuracy {percent(accuracy)}, "
+            f"lr {event.lr:.3g}, {left} left"
+        )
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+class LiveDisplay:
+    """A bar for the epoch in progress under a growing table of epochs, for a terminal."""
+
+    def __init__(self, read: ReadProgress, console: Console | None = None) -> None:
+        self._read = read
+        self._console = console or Console(stderr=True, highlight=False)
+        self._table = EpochTable()
+        self._pace = Pace()
+        self._progress: Progress | None = None
+        self._started: RunStarted | None = None
+        self._last_refresh_s = 0.0
+
+    def handle(self, event: Event) -> None:
+        """Move the bar, or add to the table."""
+        if isinstance(event, RunStarted):
+            self._start(event)
+        elif isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, EpochDone) and self._started:
+            self._print(self._table.row(event, self._started.epochs))
+
+    def close(self) -> None:
+        """Remove the bar and leave the table."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _start(self, event: RunStarted) -> None:
+        self._started = event
+        self._pace.start(event.step)
+        self._progress = Progress(
+            TextColumn("{task.fields[epoch]:>7}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+        )
+        self._progress.add_task("epoch", total=event.steps_per_epoch, epoch="", figures="starting")
+        self._print(started_line(event))
+        self._print(self._table.heading())
+        self._progress.start()
+
+    def _step(self, event: StepDone) -> None:
+        now = time.monotonic()
+        if not self._progress or not self._started or now - self._last_refresh_s < REFRESH_S:
+            return
+        self._last_refresh_s = now
+        loss, accuracy = self._read()
+        per_epoch = self._started.steps_per_epoch
+        done, total = event.step + 1, self._started.epochs * per_epoch
+        speed = self._pace.steps_per_s(done) * self._started.train_images / per_epoch
+        figures = (
+            f"loss {loss:.3f}  acc {percent(accuracy)}  lr {event.lr:.2g}  {speed:.0f} images/s  "
+            f"{duration(self._pace.left_s(done, total))} left"
+        )
+        task = self._progress.task_ids[0]
+        position = done - event.epoch * per_epoch
+        self._progress.update(
+            task, completed=position, epoch=f"{event.epoch + 1}/{self._started.epochs}", figures=figures
+        )
+        self._progress.refresh()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+class Pace:
+    """How fast steps are done, the scoring between epochs included, and how long the rest will take."""
+
+    def start(self, step: int) -> None:
+        """Begin to count at `step`."""
+        self._first, self._since_s = step, time.monotonic()
+
+    def steps_per_s(self, done: int) -> float:
+        """Mean speed since the start; NaN before anything is known."""
+        seconds = time.monotonic() - self._since_s
+        return (done - self._first) / seconds if seconds > 0 else math.nan
+
+    def left_s(self, done: int, total: int) -> float:
+        """Seconds until `total` steps are done, at the mean speed so far."""
+        speed = self.steps_per_s(done)
+        return (total - done) / speed if speed > 0 else math.nan
+
+
+def started_line(event: RunStarted) -> str:
+    """What is trained on what, in one line."""
+    again = f", going on at step {event.step}" if event.step else ""
+    return (
+        f"{event.run}: {event.params:,} parameters, {event.train_images:,} training images ({event.data}), "
+        f"{event.device} in {event.precision}{again}"
+    )
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage; a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.2f}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 41 s, 3:05, 2:31:00; a dash where they are not known."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

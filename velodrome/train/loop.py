@@ -1,0 +1,143 @@
+"""The training loop: a generator of events. To stop training, stop asking for the next event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from velodrome.config import TrainSection
+from velodrome.data.loader import Loader
+from velodrome.device import autocast, synchronize
+from velodrome.errors import TrainingError
+from velodrome.events import EpochDone, StepDone
+from velodrome.train.optim import decayed_weights, l1_norm, set_lr, skip_step_where
+from velodrome.train.state import Progress, TrainState
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy and accuracy in [0, 1] after an epoch; None where there are no such images."""
+
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float | None
+    test_acc: float | None
+
+
+def fit(
+    state: TrainState,
+    loader: Loader,
+    lr_at: Callable[[int], float],
+    train: TrainSection,
+    *,
+    precision: str,
+    seed: int,
+    score: Callable[[nn.Module], Scores],
+    compiled: bool = False,
+) -> Iterator[StepDone | EpochDone]:
+    """Train `state` to the end of `train.epochs`, from wherever it stands.
+
+    Nothing in the loop over steps waits for the device, so a GPU never runs dry. A step whose loss is not
+    finite changes no weights; that is decided on the device and read with the figures of the epoch.
+
+    Args:
+        state: the network, its optimizer and how far they are; changed in place.
+        loader: training batches, on the network's device.
+        lr_at: learning rate of a step, counted from 0 over the whole run.
+        train: epochs, label smoothing and the L1 penalty.
+        precision: "fp32", "bf16" or "fp16".
+        seed: of the run; with the step it fixes dropout.
+        score: judges the network after each epoch.
+        compiled: run the network through torch.compile.
+
+    Yields:
+        A StepDone after each step, an EpochDone after each epoch.
+
+    Raises:
+        TrainingError: a loss was not finite; raised at the end of that epoch at the latest.
+    """
+    device = loader.images_u8.device
+    forward = torch.compile(state.model) if compiled else state.model
+    penalised = decayed_weights(state.model) if train.l1 else []
+    for epoch in range(state.epoch, train.epochs):
+        batches = loader.epoch(epoch)
+        before_s, steps_before = state.clock.elapsed_s(), state.meter.done
+        state.model.train()
+        state.clock.start()
+        for index in range(state.meter.done, len(batches)):
+            images, labels = batches[index]
+            lr = lr_at(state.step)
+            set_lr(state.optimizer, lr)
+            seed_step(seed, state.step)
+            with autocast(device, precision):
+                logits = forward(images).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
+            penalty = train.l1 * l1_norm(penalised) if penalised else 0.0
+            state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call]
+            skip_step_where(state.optimizer, ~loss.detach().isfinite())
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.meter.record(loss, logits, labels)
+            state.step += 1
+            yield StepDone(state.step - 1, epoch, lr)
+        synchronize(device)
+        state.clock.stop()
+        trained = int(state.meter.images[steps_before:].sum())
+        images_per_s = trained / max(state.clock.elapsed_s() - before_s, 1e-9)
+        yield _end_epoch(state, lr_at, score(state.model), images_per_s)
+
+
+def _end_epoch(
+    state: TrainState, lr_at: Callable[[int], float], scores: Scores, images_per_s: float
+) -> EpochDone:
+    """Close the epoch's books."""
+    progress = raise_if_not_finite(state, lr_at)
+    first = state.step - state.meter.done
+    lrs = tuple(lr_at(step) for step in range(first, state.step))
+    row = EpochDone(
+        epoch=state.epoch + 1,
+        time_s=state.clock.elapsed_s(),
+        lr=lrs[-1],
+        train_loss=progress.loss,
+        train_acc=progress.accuracy,
+        val_loss=scores.val_loss,
+        val_acc=scores.val_acc,
+        test_loss=scores.test_loss,
+        test_acc=scores.test_acc,
+        images_per_s=images_per_s,
+        step_losses=state.meter.step_losses(),
+        step_lrs=lrs,
+    )
+    state.history.append(row)
+    state.epoch += 1
+    state.meter.reset()
+    return row
+
+
+def raise_if_not_finite(state: TrainState, lr_at: Callable[[int], float]) -> Progress:
+    """The figures of the epoch so far. Waits for the device.
+
+    Raises:
+        TrainingError: the loss of a step was not finite.
+    """
+    progress = state.meter.read()
+    if progress.bad_step is not None:
+        step = state.step - state.meter.done + progress.bad_step
+        raise TrainingError(
+            f"The loss is not finite at step {step} (learning rate {lr_at(step):.3g}); "
+            "weights were not updated with it.",
+            "Try a lower --lr, --precision fp32, or a smaller --momentum; "
+            "the last checkpoint before it is in the run folder.",
+        )
+    return progress
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Fix what dropout draws in this step, whether or not the run was resumed before it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))

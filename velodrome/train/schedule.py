@@ -1,0 +1,101 @@
+"""Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from velodrome.config import TrainSection
+from velodrome.errors import ConfigError
+
+Anneal = Literal["linear", "cosine"]
+
+# LRMAX by optimizer where none is given. LRMIN is a tenth of it, the lower end of the reference recipe's
+# range of LRMAX/10 to LRMAX/5.
+FIXED_LR = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3}
+LR_MIN_SHARE = 0.1
+
+
+def one_cycle(
+    step: int,
+    total_steps: int,
+    *,
+    lr_max: float,
+    lr_min: float,
+    lr_final: float,
+    peak: float,
+    anneal: Anneal = "linear",
+) -> float:
+    """The learning rate of `step` under the one-cycle policy (Smith & Topin, arXiv:1708.07120).
+
+    From `lr_min` at step 0 up to `lr_max` at step `peak * total_steps - 1`, then down to `lr_final` at the
+    last step. With `lr_final == lr_min` there is no annihilation. At every step it equals
+    `torch.optim.lr_scheduler.OneCycleLR(max_lr=lr_max, total_steps=total_steps, pct_start=peak,
+    div_factor=lr_max / lr_min, final_div_factor=lr_min / lr_final, three_phase=False)`.
+
+    Args:
+        step: from 0 to total_steps - 1.
+        total_steps: steps in the whole run, at least 1.
+        lr_max: the highest learning rate.
+        lr_min: the learning rate of the first step.
+        lr_final: the learning rate of the last step.
+        peak: fraction in [0, 1] of all steps after which `lr_max` is reached.
+        anneal: the shape of both slopes.
+    """
+    peak_step = peak * total_steps - 1
+    if step <= peak_step and peak_step > 0:
+        return _between(lr_min, lr_max, step / peak_step, anneal)
+    last = total_steps - 1
+    start = max(peak_step, 0.0)
+    done = (step - start) / (last - start) if last > start else 0.0
+    return _between(lr_max, lr_final, done, anneal)
+
+
+def cosine(step: int, total_steps: int, *, lr_max: float, lr_final: float) -> float:
+    """From `lr_max` at step 0 along half a cosine to `lr_final` at the last step (SGDR, arXiv:1608.03983)."""
+    return _between(lr_max, lr_final, step / max(total_steps - 1, 1), "cosine")
+
+
+def make_schedule(train: TrainSection, total_steps: int) -> Callable[[int], float]:
+    """The schedule of a section in which no learning rate is "auto" any more: step -> learning rate.
+
+    Raises:
+        ConfigError: a learning rate is still "auto".
+    """
+    lr_max, lr_min, lr_final = _number(train.lr), _number(train.lr_min), _number(train.lr_final)
+    if train.schedule == "constant":
+        return lambda _step: lr_max
+    if train.schedule == "cosine":
+        return lambda step: cosine(step, total_steps, lr_max=lr_max, lr_final=lr_final)
+    return lambda step: one_cycle(
+        step,
+        total_steps,
+        lr_max=lr_max,
+        lr_min=lr_min,
+        lr_final=lr_final,
+        peak=train.peak,
+        anneal=train.anneal,
+    )
+
+
+def resolve_lr(train: TrainSection) -> TrainSection:
+    """The section with a number in place of every learning rate that is "auto"."""
+    lr = FIXED_LR[train.optimizer] if train.lr == "auto" else train.lr
+    lr_min = lr * LR_MIN_SHARE if train.lr_min == "auto" else train.lr_min
+    lr_final = lr_min if train.lr_final == "auto" else train.lr_final
+    return replace(train, lr=lr, lr_min=lr_min, lr_final=lr_final)
+
+
+def _between(start: float, end: float, done: float, anneal: Anneal) -> float:
+    """The value after the share `done` of the way from `start` to `end`."""
+    if anneal == "cosine":
+        return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * done))
+    return start + (end - start) * done
+
+
+def _number(lr: float | str) -> float:
+    if isinstance(lr, str):
+        raise ConfigError(f"A learning rate is still {lr!r}.", "Resolve it before the schedule is made.")
+    return lr
