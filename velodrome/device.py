@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 
 from velodrome.errors import DeviceError
+
+DeviceKind = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +31,12 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def pick_precision(wanted: str, device: torch.device) -> str:
+def device_kind(device: torch.device) -> DeviceKind:
+    """The name of the device as settings know it."""
+    return cast(DeviceKind, device.type)
+
+
+def pick_precision(wanted: str, device: torch.device) -> Precision:
     """The precision of that name; for "auto" a half type where the device computes faster in it.
 
     Raises:
@@ -37,7 +47,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
             raise DeviceError(
                 "precision is 'bf16', but this GPU does not compute in it.", "Use --precision fp16 or auto."
             )
-        return wanted
+        return cast(Precision, wanted)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"

@@ -54,7 +54,7 @@ class TrainingError(VelodromeError):
     exit_code = EXIT_PARTLY
 
 
-class Interrupted(VelodromeError):
+class InterruptedRunError(VelodromeError):
     """A signal stopped the run at a step; it is saved and can be resumed.
 
     Args:

@@ -93,7 +93,6 @@ class RunFinished:
     test_accuracy: float
     test_accuracy_tta: float
     train_seconds: float
-    total_seconds: float
 
 
 Event = RunStarted | StepDone | EpochDone | CheckpointSaved | RunStopped | RunFinished

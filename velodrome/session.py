@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import dataclasses
+import functools
 import html
 import io
+import math
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +27,8 @@ from velodrome.config import Config, check, override, read_yaml, to_yaml
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, resolve_data_root
-from velodrome.device import pick_device, pick_precision
-from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, Interrupted
+from velodrome.device import device_kind, pick_device, pick_precision
+from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, InterruptedRunError, TrainingError
 from velodrome.evaluate.metrics import accuracy, mean_loss
 from velodrome.evaluate.predict import Classifier, logits_of
 from velodrome.events import (
@@ -35,7 +39,6 @@ from velodrome.events import (
     RunStarted,
     RunStopped,
     Sink,
-    StepDone,
 )
 from velodrome.models.build import build_model
 from velodrome.models.summary import summarize
@@ -78,7 +81,7 @@ class Run:
         return self.folder.path
 
     @property
-    def result(self) -> dict[str, object]:
+    def result(self) -> dict[str, Any]:
         """The final figures, as in result.json; empty while the run is not complete."""
         return self.folder.read_json(self.folder.result) or {}
 
@@ -93,7 +96,7 @@ class Run:
 
     def __repr__(self) -> str:
         figures = self.result
-        found = f", test accuracy {figures['test_accuracy']:.2%}" if figures else ", not finished"
+        found = f", test accuracy {float(figures['test_accuracy']):.2%}" if figures else ", not finished"
         return f"Run({str(self.path)!r}{found})"
 
     def _repr_html_(self) -> str:
@@ -177,7 +180,7 @@ def load(run: Path | str | Run) -> Classifier:
     settings = override(Config(), about["model"])
     network = build_model(settings.model, classes=len(about["classes"]), image_size=about["image_size"])
     network.load_state_dict(tensors)
-    normalisation = Normalisation(tuple(about["mean"]), tuple(about["std"]))  # type: ignore[arg-type]
+    normalisation = Normalisation(tuple(about["mean"]), tuple(about["std"]))
     side = about["image_size"]
     return Classifier(network, about["classes"], normalisation, (side, side)).eval()
 
@@ -227,7 +230,7 @@ def resolve(config: Config) -> Config:
         config,
         data=replace(config.data, data_root=root),
         train=resolve_lr(config.train),
-        run=replace(config.run, device=device.type, precision=precision),
+        run=replace(config.run, device=device_kind(device), precision=precision),
     )
     return check(settled)
 
@@ -282,7 +285,6 @@ def _describe(folder: RunFolder, job: Job) -> None:
 
 def _go_on(folder: RunFolder, job: Job, *, progress: bool) -> Run:
     """Train from wherever the state stands to the end, then evaluate and report."""
-    started_s = time.monotonic()
     sinks: list[Sink] = [HistoryFile(folder, job.state.history), EventLog(folder)]
     if progress:
         sinks.append(_display(job.state.meter))
@@ -296,17 +298,226 @@ def _go_on(folder: RunFolder, job: Job, *, progress: bool) -> Run:
         with torch.random.fork_rng(devices=devices):
             tell(_started(folder, job))
             _train(folder, job, tell)
-        result = _finish(folder, job)
-        tell(
-            RunFinished(
-                float(result["test_accuracy"]),  # type: ignore[arg-type]
-                float(result["test_accuracy_tta"]),  # type: ignore[arg-type]
-                job.state.clock.elapsed_s(),
-                time.monotonic() - started_s,
-            )
-        )
+        tell(_finish(folder, job))
     finally:
         for sink in sinks:
             sink.close()
     write_report(folder)
     return Run(folder)
+
+
+def _train(folder: RunFolder, job: Job, tell: Callable[[Event], None]) -> None:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
+    state, config = job.state, job.config
+    lr_at = make_schedule(config.train, job.total_steps)
+    events = fit(
+        state,
+        job.loader,
+        lr_at,
+        config.train,
+        precision=config.run.precision,
+        seed=config.run.seed,
+        score=lambda network: _scores(network, job),
+        compiled=config.run.compile,
+    )
+    every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
+    watch, checkpoint_due = Every(WATCH_S), Every(every_s)
+    with StopRequest() as stop:
+        try:
+            for event in events:
+                tell(event)
+                if watch.is_due():
+                    raise_if_not_finite(state, lr_at)
+                # Asked only after the network is known to be good, so that no checkpoint holds a broken one.
+                if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
+                    raise_if_not_finite(state, lr_at)
+                    _save(folder, state, tell)
+                if stop.signal and state.step < job.total_steps:
+                    tell(RunStopped(state.step, signal.Signals(stop.signal).name))
+                    raise _interrupted(folder, state.step, job.total_steps, stop.signal)
+        except TrainingError:
+            tell(RunStopped(state.step, "the loss is not finite"))
+            raise
+
+
+def _save(folder: RunFolder, state: TrainState, tell: Callable[[Event], None]) -> None:
+    name = save_checkpoint(folder, state.step, state.tensors(), state.numbers())
+    tell(CheckpointSaved(name, state.step))
+
+
+def _interrupted(folder: RunFolder, step: int, total: int, signal_number: int) -> InterruptedRunError:
+    code = EXIT_INTERRUPTED if signal_number == signal.SIGINT else EXIT_RESUMABLE
+    return InterruptedRunError(
+        f"Stopped at step {step} of {total}; everything up to there is saved.",
+        f"Go on with: velodrome resume {shlex.quote(str(folder.path))}",
+        code,
+    )
+
+
+def _finish(folder: RunFolder, job: Job) -> RunFinished:
+    """Score the trained network on every test image and write the results; result.json comes last."""
+    state, config, test = job.state, job.config, job.splits.test
+    answers = functools.partial(
+        logits_of,
+        state.model,
+        test,
+        job.normalisation,
+        device=job.device,
+        precision=config.run.precision,
+    )
+    logits, logits_tta = answers(), answers(flip_too=True)
+    labels = torch.from_numpy(test.labels)
+    write_predictions(folder, test, logits)
+    save_weights(folder.model, state.tensors()["model"], _about_model(job))
+    last, train_s = state.history[-1], state.clock.elapsed_s()
+    result = {
+        "test_accuracy": accuracy(logits, labels),
+        "test_accuracy_tta": accuracy(logits_tta, labels),
+        "test_loss": mean_loss(logits, labels),
+        "train_accuracy": last.train_acc,
+        "train_loss": last.train_loss,
+        "val_accuracy": last.val_acc,
+        "val_loss": last.val_loss,
+        "train_seconds": train_s,
+        "epochs": state.epoch,
+        "params": _count_parameters(state.model),
+        "images_per_s": state.epoch * len(job.splits.train) / train_s,
+        "device": job.device.type,
+        "precision": config.run.precision,
+        "seed": config.run.seed,
+        "data": config.data.data,
+        "recipe": config.recipe,
+        "classes": list(test.classes),
+    }
+    write_json(folder.result, result)
+    return RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), train_s)
+
+
+def write_predictions(folder: RunFolder, images: ImageSet, logits: Tensor) -> None:
+    """Write the answer for every image: predictions.csv and, as float16, probabilities.npy.
+
+    Args:
+        folder: of the run.
+        images: that were answered.
+        logits: (N, classes) float32.
+    """
+    probabilities = logits.softmax(1)
+    losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(images.labels), reduction="none")
+    best = probabilities.max(1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "path", "label", "prediction", "probability", "loss"])
+    columns = (
+        images.paths,
+        images.labels.tolist(),
+        best.indices.tolist(),
+        best.values.tolist(),
+        losses.tolist(),
+    )
+    for index, (path, label, prediction, probability, loss) in enumerate(zip(*columns, strict=True)):
+        row = [path, images.classes[label], images.classes[prediction], f"{probability:.6g}", f"{loss:.6g}"]
+        writer.writerow([index, *row])
+    write_atomically(folder.predictions, text.getvalue())
+    array = io.BytesIO()
+    np.save(array, probabilities.numpy().astype(np.float16))
+    write_atomically(folder.probabilities, array.getvalue())
+
+
+def _about_model(job: Job) -> dict[str, object]:
+    """What a reader of model.safetensors needs to know; equal for equal training."""
+    return {
+        "classes": list(job.splits.train.classes),
+        "mean": list(job.normalisation.mean),
+        "std": list(job.normalisation.std),
+        "model": dataclasses.asdict(job.config.model),
+        "image_size": job.splits.train.images_u8.shape[1],
+    }
+
+
+def _scores(network: nn.Module, job: Job) -> Scores:
+    """Loss and accuracy on the validation images, if any, and on the test images."""
+    val_loss, val_acc = _score(network, job, job.splits.val) if job.splits.val else (None, None)
+    test_loss, test_acc = _score(network, job, job.splits.test)
+    return Scores(val_loss, val_acc, test_loss, test_acc)
+
+
+def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float, float]:
+    logits = logits_of(
+        network, images, job.normalisation, device=job.device, precision=job.config.run.precision
+    )
+    labels = torch.from_numpy(images.labels)
+    return mean_loss(logits, labels), accuracy(logits, labels)
+
+
+def _started(folder: RunFolder, job: Job) -> RunStarted:
+    return RunStarted(
+        run=str(folder.path),
+        recipe=job.config.recipe,
+        data=job.config.data.data,
+        device=job.device.type,
+        precision=job.config.run.precision,
+        params=_count_parameters(job.state.model),
+        epochs=job.config.train.epochs,
+        steps_per_epoch=job.loader.steps_per_epoch,
+        train_images=len(job.splits.train),
+        step=job.state.step,
+    )
+
+
+def _count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _display(meter: Meter) -> Sink:
+    """A live bar on a terminal, plain lines elsewhere."""
+
+    def read() -> tuple[float, float]:
+        figures = meter.read()
+        return figures.loss, figures.accuracy
+
+    return LiveDisplay(read) if sys.stderr.isatty() else PlainDisplay(read)
+
+
+class Every:
+    """True once each time that so many seconds have passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last_s = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the time has come; counts from now on again if so."""
+        if time.monotonic() - self._last_s < self._seconds:
+            return False
+        self._last_s = time.monotonic()
+        return True
+
+
+class StopRequest:
+    """Turns signals that ask for a stop into a note that is read between two steps.
+
+    A second Ctrl-C stops at once, without saving. Outside the main thread, where Python delivers no signals,
+    it does nothing.
+    """
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                number = getattr(signal, name, None)  # Windows has no SIGUSR1
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pooch
+import pooch  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from velodrome.config import DataSection

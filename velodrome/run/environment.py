@@ -54,16 +54,18 @@ def cpu_name() -> str:
 
 def available_cores() -> int:
     """The cores that this process may use."""
-    if sys.platform == "linux":
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
 
 
 def memory_gib() -> float | None:
     """The machine's memory in GiB, None where the system does not tell."""
-    if sys.platform == "win32":
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError):
         return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def git_state() -> dict[str, object] | None:

@@ -81,11 +81,15 @@ class RunFolder:
         """
         if not self.events.exists():
             return []
-        lines = self.events.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        # Not splitlines(): names may contain characters that it takes for line ends.
+        *whole, _torn = self.events.read_text(encoding="utf-8", errors="replace").split("\n")
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
+            events = [json.loads(line) for line in whole]
         except ValueError as error:
             raise _damaged(self.events, error) from error
+        if not all(isinstance(event, dict) for event in events):
+            raise _damaged(self.events, ValueError("a line is not a JSON object"))
+        return events
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """The JSON object in one of the folder's files, None where the file is missing.
