@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal, cast
 
 import torch
@@ -20,15 +21,25 @@ def pick_device(wanted: str) -> torch.device:
     Raises:
         DeviceError: it is not to be had on this machine.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = available_devices()
     if wanted == "auto":
-        return torch.device(next(name for name, found in there.items() if found))
-    if not there[wanted]:
+        return torch.device(there[0])
+    if wanted not in there:
         raise DeviceError(
             f"device is {wanted!r}, but torch {torch.__version__} finds no such device on this machine.",
             "Use --device auto, or see velodrome doctor.",
         )
     return torch.device(wanted)
+
+
+def available_devices() -> list[DeviceKind]:
+    """The devices of this machine, fastest first."""
+    there: dict[DeviceKind, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    return [name for name, found in there.items() if found]
 
 
 def device_kind(device: torch.device) -> DeviceKind:
@@ -68,3 +79,23 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
+
+
+def matrix_speeds(device: torch.device) -> dict[str, float]:
+    """Measured speed of large matrix products by precision, in GFLOP/s: the ceiling of any training."""
+    size = 1024 if device.type == "cpu" else 8192
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return {
+        name: _matrix_speed(torch.rand(size, size, device=device).to(kind)) for name, kind in types.items()
+    }
+
+
+def _matrix_speed(square: torch.Tensor) -> float:
+    seconds = []
+    for _ in range(5):
+        synchronize(square.device)
+        start_s = time.perf_counter()
+        square @ square
+        synchronize(square.device)
+        seconds.append(time.perf_counter() - start_s)
+    return float(2 * square.shape[0] ** 3 / min(seconds) / 1e9)

@@ -24,7 +24,7 @@ def quick(**settings: object) -> Config:
 
     velodrome train --data shapes
     """
-    ours = {"data": "shapes", "width": 16, "epochs": 5, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
+    ours = {"data": "shapes", "width": 16, "epochs": 5, "batch_size": 128, "lr": 0.05}
     return _recipe("quick", ours, settings)
 
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import html
-import io
 import math
 import shlex
+import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from velodrome.config import Config, check, override, read_yaml, to_yaml
+from velodrome.config import Config, ModelSection, check, override, read_yaml, to_yaml
+from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
-from velodrome.data.sources import load_splits, resolve_data_root
-from velodrome.device import device_kind, pick_device, pick_precision
+from velodrome.data.sources import load_splits, missing_download, resolve_data_root
+from velodrome.device import available_devices, device_kind, matrix_speeds, pick_device, pick_precision
 from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, InterruptedRunError, TrainingError
+from velodrome.evaluate.answers import write_predictions
 from velodrome.evaluate.metrics import accuracy, mean_loss
 from velodrome.evaluate.predict import Classifier, logits_of
 from velodrome.events import (
@@ -41,21 +38,25 @@ from velodrome.events import (
     Sink,
 )
 from velodrome.models.build import build_model
-from velodrome.models.summary import summarize
+from velodrome.models.summary import Summary, summarize
 from velodrome.recipes import by_name, resnet9
 from velodrome.report.page import write_report
-from velodrome.run.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from velodrome.run.checkpoint import KEEP, load_checkpoint, load_weights, save_checkpoint, save_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
     RunFolder,
     check_can_write,
     check_name_is_free,
     create_run,
+    free_gib,
+    next_run_folder,
     open_run,
     write_atomically,
     write_json,
 )
-from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
+from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay, duration
+from velodrome.run.stopping import Every, StopRequest
+from velodrome.train.estimate import images_per_s, memory_gib
 from velodrome.train.loop import Scores, fit, raise_if_not_finite
 from velodrome.train.optim import make_optimizer
 from velodrome.train.schedule import make_schedule, resolve_lr
@@ -154,6 +155,8 @@ def resume(path: Path | str, *, progress: bool = True) -> Run:
     """
     folder = open_run(Path(path))
     if folder.is_finished:
+        if progress:
+            sys.stderr.write(f"{path} has finished already; nothing is left to do.\n")
         return Run(folder)
     environment = folder.read_json(folder.environment) or {}
     threads = environment.get("threads")
@@ -192,6 +195,83 @@ def report(path: Path | str, output: Path | None = None) -> Path:
         RunError: there is no such run, or the page cannot be written.
     """
     return write_report(open_run(Path(path)), output)
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What `train(config)` would do, without doing it: data, steps, schedule, time, memory, disk.
+
+    Reads the data, but neither downloads nor writes anything; where the data set would have to be
+    downloaded, says so and plans with its known size.
+
+    Raises:
+        VelodromeError: what `train` would refuse.
+    """
+    config = resolve(config)
+    if download := missing_download(config.data):
+        return {"data": f"{config.data.data} would be downloaded to {config.data.data_root}", **download}
+    job = prepare(config, progress=False)
+    settings, side = job.config.train, job.splits.train.images_u8.shape[1]
+    lr_at, last = make_schedule(settings, job.total_steps), job.total_steps - 1
+    peak = max(range(job.total_steps), key=lr_at)
+    totals = summarize(job.state.model, (3, side, side)).totals
+    speed = images_per_s(job.state.model, (3, side, side), precision=job.config.run.precision)
+    images = len(job.splits.train) * settings.epochs
+    memory = memory_gib(
+        params=totals.params,
+        activation_mb=totals.activations_mb,
+        batch_size=settings.batch_size,
+        precision=job.config.run.precision,
+        image_bytes=job.splits.train.images_u8.nbytes + job.splits.test.images_u8.nbytes,
+    )
+    return {
+        "recipe": job.config.recipe,
+        "data": _describe_data(job.splits),
+        "model": f"{job.config.model.model}, {totals.params:,} parameters",
+        "device": f"{job.device.type} in {job.config.run.precision}",
+        "steps": job.total_steps,
+        "epochs": settings.epochs,
+        "steps_per_epoch": job.loader.steps_per_epoch,
+        "batch_size": settings.batch_size,
+        "schedule": f"{settings.schedule}: {lr_at(0):.4g} at step 0, {lr_at(peak):.4g} at step {peak}, "
+        f"{lr_at(last):.4g} at step {last}",
+        "images_per_s": round(speed),
+        "training_time": duration(images / speed),
+        "training_s": round(images / speed, 1),
+        "memory_gib": round(memory, 2),
+        # Weights and two checkpoints of weights, their optimizer state included.
+        "disk_mb": round(4 * totals.params * (1 + KEEP * 3) / 1e6),
+        "run_folder": str(next_run_folder(config.run.runs_dir, config.run.name, config.recipe)),
+    }
+
+
+def examine(config: Config) -> dict[str, object]:
+    """What this machine can do, and what a run with `config` would use of it."""
+    device = pick_device(config.run.device)
+    precision = pick_precision(config.run.precision, device)
+    environment = describe_environment(device, precision)
+    wanted = ("velodrome", "python", "torch", "numpy", "platform", "cpu", "cores", "memory_gib")
+    root, runs = resolve_data_root(config.data.data_root), config.run.runs_dir
+    return {
+        **{key: environment[key] for key in wanted},
+        "devices": ", ".join(available_devices()),
+        "velodrome_uses": {
+            "device": device.type,
+            "precision": precision,
+            "threads": environment["threads"],
+        },
+        "matrix_product_gflops": {name: round(speed) for name, speed in matrix_speeds(device).items()},
+        "compiler": shutil.which("cc") or shutil.which("cl") or "none, so --compile will not work",
+        "data_root": str(root),
+        "data_there": ", ".join(name for name in ("cifar10", "cifar100") if cifar_is_present(name, root))
+        or "none (shapes needs none)",
+        "runs_dir": f"{runs} ({free_gib(runs):.1f} GiB free)",
+    }
+
+
+def summary_of(model: ModelSection, classes: int) -> Summary:
+    """The layers of a network by name, for images of 32x32."""
+    side = 32
+    return summarize(build_model(model, classes=classes, image_size=side), (3, side, side))
 
 
 def read_config(folder: RunFolder) -> Config:
@@ -393,36 +473,6 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
     return RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), train_s)
 
 
-def write_predictions(folder: RunFolder, images: ImageSet, logits: Tensor) -> None:
-    """Write the answer for every image: predictions.csv and, as float16, probabilities.npy.
-
-    Args:
-        folder: of the run.
-        images: that were answered.
-        logits: (N, classes) float32.
-    """
-    probabilities = logits.softmax(1)
-    losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(images.labels), reduction="none")
-    best = probabilities.max(1)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "path", "label", "prediction", "probability", "loss"])
-    columns = (
-        images.paths,
-        images.labels.tolist(),
-        best.indices.tolist(),
-        best.values.tolist(),
-        losses.tolist(),
-    )
-    for index, (path, label, prediction, probability, loss) in enumerate(zip(*columns, strict=True)):
-        row = [path, images.classes[label], images.classes[prediction], f"{probability:.6g}", f"{loss:.6g}"]
-        writer.writerow([index, *row])
-    write_atomically(folder.predictions, text.getvalue())
-    array = io.BytesIO()
-    np.save(array, probabilities.numpy().astype(np.float16))
-    write_atomically(folder.probabilities, array.getvalue())
-
-
 def _about_model(job: Job) -> dict[str, object]:
     """What a reader of model.safetensors needs to know; equal for equal training."""
     return {
@@ -447,6 +497,15 @@ def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float, float
     )
     labels = torch.from_numpy(images.labels)
     return mean_loss(logits, labels), accuracy(logits, labels)
+
+
+def _describe_data(splits: Splits) -> str:
+    height, width = splits.train.images_u8.shape[1:3]
+    held_out = f"{len(splits.val):,} validation, " if splits.val else ""
+    return (
+        f"{splits.name}: {len(splits.train):,} training, {held_out}{len(splits.test):,} test images "
+        f"of {height}x{width}, {len(splits.train.classes)} classes"
+    )
 
 
 def _started(folder: RunFolder, job: Job) -> RunStarted:
@@ -476,48 +535,3 @@ def _display(meter: Meter) -> Sink:
         return figures.loss, figures.accuracy
 
     return LiveDisplay(read) if sys.stderr.isatty() else PlainDisplay(read)
-
-
-class Every:
-    """True once each time that so many seconds have passed."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last_s = seconds, time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether the time has come; counts from now on again if so."""
-        if time.monotonic() - self._last_s < self._seconds:
-            return False
-        self._last_s = time.monotonic()
-        return True
-
-
-class StopRequest:
-    """Turns signals that ask for a stop into a note that is read between two steps.
-
-    A second Ctrl-C stops at once, without saving. Outside the main thread, where Python delivers no signals,
-    it does nothing.
-    """
-
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-
-    def __init__(self) -> None:
-        self.signal: int = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number

@@ -11,7 +11,7 @@ import pooch  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from velodrome.config import DataSection
-from velodrome.data.cifar import load_cifar
+from velodrome.data.cifar import DOWNLOAD_BYTES, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.shapes import load_shapes
 from velodrome.errors import ConfigError
@@ -48,6 +48,13 @@ def load_splits(data: DataSection, seed: int, *, progress: bool = True) -> Split
     train, test = _limited(train, data.limit_train), _limited(test, data.limit_test)
     splits = Splits(data.data, train, None, test)
     return _hold_out(splits, data.val_fraction, seed) if data.val_fraction else splits
+
+
+def missing_download(data: DataSection) -> dict[str, object]:
+    """What would have to be downloaded first; empty where nothing has to be."""
+    if data.data == "shapes" or cifar_is_present(data.data, resolve_data_root(data.data_root)):
+        return {}
+    return {"download_mb": round(DOWNLOAD_BYTES[data.data] / 1e6)}
 
 
 def _limited(images: ImageSet, limit: int | None) -> ImageSet:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,19 @@ def create_run(runs_dir: Path, name: str | None, recipe: str) -> RunFolder:
                 path.mkdir()
                 return RunFolder(path)
     raise AssertionError("there is always a free number")
+
+
+def next_run_folder(runs_dir: Path, name: str | None, recipe: str) -> Path:
+    """The folder that `create_run` would make now."""
+    return (
+        runs_dir / name if name else next(path for path in _numbered(runs_dir, recipe) if not path.exists())
+    )
+
+
+def free_gib(path: Path) -> float:
+    """Free disk space in GiB where `path` is, or would be."""
+    there = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    return shutil.disk_usage(there).free / 2**30
 
 
 def check_name_is_free(runs_dir: Path, name: str | None) -> None:
