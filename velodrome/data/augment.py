@@ -149,9 +149,10 @@ def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
     Returns:
         (N, 3, H, W) float32 in channels_last memory order (the input's own, so nothing is moved).
     """
-    mean = torch.tensor(normalisation.mean, device=images_u8.device) * 255
-    scale = 1 / (torch.tensor(normalisation.std, device=images_u8.device) * 255)
-    return images_u8.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2)
+    constants = torch.tensor([normalisation.mean, normalisation.std]) * 255
+    # Non-blocking: made on a GPU, or copied to it in the ordinary way, they would make the host wait for it.
+    mean, std = constants.to(images_u8.device, non_blocking=True)
+    return images_u8.float().sub_(mean).mul_(1 / std).permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, cutout_yx: Tensor, size: int) -> Tensor:
@@ -165,13 +166,14 @@ def cutout(images: Tensor, cutout_yx: Tensor, size: int) -> Tensor:
         size: side of the square in pixels.
 
     Returns:
-        (N, C, H, W) float.
+        (N, C, H, W) float, channels_last.
     """
     height, width = images.shape[2:]
     y = torch.arange(height, device=images.device) - cutout_yx[:, :1]  # (N, H) distance below the top edge
     x = torch.arange(width, device=images.device) - cutout_yx[:, 1:]  # (N, W) distance from the left edge
     hole = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]  # (N, H, W)
-    return images.masked_fill(hole[:, None], 0)
+    # With channels last: a mask of (N, 1, H, W) would make the result contiguous, channels first.
+    return images.permute(0, 2, 3, 1).masked_fill(hole[..., None], 0).permute(0, 3, 1, 2)
 
 
 def apply(images_u8: Tensor, tables: Tables, augment: AugmentSection, normalisation: Normalisation) -> Tensor:

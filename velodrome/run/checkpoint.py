@@ -149,6 +149,8 @@ def _newest_first(folder: RunFolder) -> list[Path]:
 
 def _read(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not isinstance(state.get("sha256"), dict):
+        raise ValueError("its state.json is not that of a checkpoint")
     if state.get("format") != FORMAT:
         raise ValueError(f"its format is {state.get('format')!r}, but this version reads {FORMAT}")
     tensors = {}

@@ -33,7 +33,11 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.Optimiz
         groups.append({"params": others, "weight_decay": 0.0})
     if train.optimizer == "sgd":
         nesterov = train.momentum > 0
-        return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, nesterov=nesterov, fused=True)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, nesterov=nesterov, fused=True)
+        # SGD makes its buffers uninitialised, trusting the first step to fill them; a skipped one does not.
+        for weight in (*decayed, *others) if nesterov else ():
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
     betas = (train.momentum, BETA2)
     if train.optimizer == "adam":
         return torch.optim.Adam(groups, lr=0.0, betas=betas, fused=True)

@@ -47,9 +47,9 @@ def one_cycle(
     peak_step = peak * total_steps - 1
     if step <= peak_step and peak_step > 0:
         return _between(lr_min, lr_max, step / peak_step, anneal)
-    last = total_steps - 1
-    start = max(peak_step, 0.0)
-    done = (step - start) / (last - start) if last > start else 0.0
+    # Where the peak lies before step 0, the run begins on the way down, as in torch.
+    left = total_steps - 1 - peak_step
+    done = (step - peak_step) / left if left > 0 else 0.0
     return _between(lr_max, lr_final, done, anneal)
 
 

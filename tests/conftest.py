@@ -1,0 +1,32 @@
+"""Small images that the tests make themselves."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from velodrome.data.imageset import ImageSet, ImagesU8
+
+
+@pytest.fixture
+def random_images() -> Callable[..., ImagesU8]:
+    """A function that makes (n, height, width, 3) uint8 noise, the same for the same arguments."""
+
+    def make(n: int, height: int = 8, width: int = 8, seed: int = 0) -> ImagesU8:
+        return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+    return make
+
+
+@pytest.fixture
+def coloured_images() -> Callable[..., ImageSet]:
+    """A function that makes a set of noisy images of three colours, which are their classes."""
+
+    def make(n: int, height: int = 8, width: int = 8, seed: int = 0) -> ImageSet:
+        rng = np.random.default_rng(seed)
+        labels = np.arange(n, dtype=np.int64) % 3
+        images = rng.integers(0, 120, (n, height, width, 3), dtype=np.uint8)
+        images[np.arange(n), :, :, labels] += 100
+        return ImageSet(images, labels, ("red", "green", "blue"), [f"made/{i:05d}.png" for i in range(n)])
+
+    return make

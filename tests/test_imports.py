@@ -1,0 +1,76 @@
+"""Imports point one way, and the light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import velodrome
+
+PACKAGE = Path(velodrome.__file__).parent
+
+# Each part and what it may import from velodrome, itself aside. Everything may import the base.
+BASE = {"errors", "events", "config", "device"}
+RUN = {"run"} | BASE
+STAGES = {"data", "models"} | RUN
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "events": {"errors"},
+    "device": {"errors"},
+    "recipes": {"config", "errors"},
+    "data": BASE,
+    "models": BASE,
+    "run": {"data", "models"} | BASE,
+    "train": STAGES,
+    "evaluate": STAGES,
+    "report": {"run.folder", "errors"},
+    "session": {"report", "train", "evaluate", "recipes"} | STAGES,
+    "cli": {"session", "recipes"} | BASE,
+    "__main__": {"cli"},
+    "__init__": {"session", "recipes", "models"} | BASE,
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """What a module imports from the package, as `part` or `part.module`; also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return {".".join(name.split(".")[1:3]) for name in found if name.split(".")[0] == "velodrome"} - {""}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    for name in imported_parts(path):
+        top = name.split(".")[0]
+        if name.startswith("__version__") or top == part:
+            continue
+        assert top in ALLOWED[part] or name in ALLOWED[part], f"{part} must not import {name}"
+
+
+def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f():\n    from velodrome.train import loop\n")
+    assert imported_parts(wrong) == {"train.loop"}
+
+
+@pytest.mark.parametrize(
+    "module", ["velodrome", "velodrome.cli", "velodrome.report.page", "velodrome.run.folder"]
+)
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,236 @@
+"""Whole runs through the API and the command: small, real, on drawn shapes."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import velodrome as vd
+from velodrome.errors import ConfigError, RunError, TrainingError
+from velodrome.run.folder import HISTORY_COLUMNS
+
+SMALL = {
+    "limit_train": 200,
+    "limit_test": 60,
+    "batch_size": 64,
+    "width": 4,
+    "epochs": 2,
+    "lr": 0.05,
+    "precision": "fp32",
+}
+FLAGS = [word for key, value in SMALL.items() for word in ("--" + key.replace("_", "-"), str(value))]
+
+
+def small(tmp_path: Path, **changes: object) -> vd.Config:
+    return vd.recipes.quick(runs_dir=tmp_path / "runs", **{**SMALL, **changes})
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "velodrome", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> vd.Run:
+    return vd.train(small(tmp_path_factory.mktemp("session"), val_fraction=0.1), progress=False)
+
+
+def test_the_run_folder_holds_the_contract(run: vd.Run) -> None:
+    files = {path.name for path in run.path.iterdir()}
+    assert files == {
+        "config.yaml",
+        "environment.json",
+        "history.csv",
+        "events.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "summary.json",
+        "predictions.csv",
+        "probabilities.npy",
+        "result.json",
+        "report.html",
+    }
+    wanted = {
+        *("test_accuracy", "test_accuracy_tta", "test_loss", "train_accuracy", "train_loss"),
+        *("train_seconds", "epochs", "params", "images_per_s"),
+        *("device", "precision", "seed", "data", "recipe"),
+    }
+    assert wanted <= set(run.result)
+    with (run.path / "history.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == HISTORY_COLUMNS
+    assert [row[0] for row in rows[1:]] == ["1", "2"]
+
+
+def test_settings_are_resolved_and_usable_again(run: vd.Run, tmp_path: Path) -> None:
+    settings = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert settings["device"] != "auto"
+    assert settings["lr_min"] == pytest.approx(0.005)
+    assert settings["lr_final"] == pytest.approx(0.005)
+    done = command("train", "--config", str(run.path / "config.yaml"), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_figures_agree_with_predictions_and_probabilities(run: vd.Run) -> None:
+    with (run.path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == SMALL["limit_test"]
+    right = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert right == pytest.approx(run.result["test_accuracy"])
+    assert np.mean([float(row["loss"]) for row in rows]) == pytest.approx(run.result["test_loss"], rel=1e-4)
+    probabilities = np.load(run.path / "probabilities.npy")
+    assert (probabilities.dtype, probabilities.shape) == (np.float16, (60, 10))
+    assert probabilities.sum(1) == pytest.approx(1, abs=0.01)
+    best = [run.result["classes"][index] for index in probabilities.argmax(1)]
+    assert np.mean([a == row["prediction"] for a, row in zip(best, rows, strict=True)]) > 0.95
+    assert run.history[-1]["test_acc"] == pytest.approx(run.result["test_accuracy"])
+    assert run.history[-1]["val_acc"] == pytest.approx(run.result["val_accuracy"])
+
+
+def test_lr_is_logged_as_used(run: vd.Run) -> None:
+    events = run.folder.read_events()
+    lrs = [lr for event in events if event["event"] == "EpochDone" for lr in event["step_lrs"]]
+    assert lrs[0] == pytest.approx(0.005)
+    assert lrs[-1] == pytest.approx(0.005)
+    assert run.history[-1]["lr"] == pytest.approx(0.005)
+    assert max(lrs) <= 0.05
+
+
+def test_the_loaded_model_gives_the_same_answers(run: vd.Run) -> None:
+    from velodrome.data.shapes import load_shapes
+    from velodrome.data.sources import load_splits
+
+    splits = load_splits(small(Path()).data, seed=0)
+    model = vd.load(run)
+    probabilities = model.probabilities(splits.test.images_u8)
+    assert probabilities.numpy() == pytest.approx(np.load(run.path / "probabilities.npy"), abs=2e-3)
+    assert model.predict(splits.test.images_u8[:1])[0][0] in load_shapes(10, 10)[0].classes
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run: vd.Run, tmp_path: Path) -> None:
+    again = vd.train(small(tmp_path, val_fraction=0.1), progress=False)
+    other = vd.train(small(tmp_path, val_fraction=0.1, seed=1), progress=False)
+    bytes_of = [(r.path / "model.safetensors").read_bytes() for r in (run, again, other)]
+    assert bytes_of[0] == bytes_of[1]
+    assert bytes_of[0] != bytes_of[2]
+
+
+def test_training_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    vd.train(small(tmp_path, epochs=1, dropout=0.1), progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam", "lr": "auto", "l1": 1e-5},
+        {"optimizer": "adamw", "lr": "auto", "dropout": 0.2, "label_smoothing": 0.1},
+        {"schedule": "cosine", "crop": 0, "cutout": 0, "flip": False},
+        {"schedule": "constant", "crop_fill": "reflect", "anneal": "cosine"},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+    ],
+    ids=str,
+)
+def test_every_option_trains(changes: dict[str, object], tmp_path: Path) -> None:
+    result = vd.train(small(tmp_path, epochs=1, **changes), progress=False).result
+    assert np.isfinite(result["test_loss"])
+    assert result["precision"] == changes.get("precision", "fp32")
+
+
+def test_names_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
+    first = vd.train(small(tmp_path, epochs=1), progress=False)
+    second = vd.train(small(tmp_path, epochs=1), progress=False)
+    assert (first.path.name, second.path.name) == ("quick-1", "quick-2")
+    with pytest.raises(RunError, match="exists already"):
+        vd.train(small(tmp_path, name="quick-1"), progress=False)
+
+
+def test_a_cutout_larger_than_the_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cutout is 33"):
+        vd.train(small(tmp_path, cutout=33), progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not finite at step \d+ \(learning rate"):
+        vd.train(small(tmp_path, lr=1e30, lr_min=1e-3, epochs=3, peak=0.9), progress=False)
+    folder = tmp_path / "runs" / "quick-1"
+    assert not (folder / "result.json").exists()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "RunStopped"
+
+
+def test_a_run_shows_itself(run: vd.Run) -> None:
+    assert "test accuracy" in repr(run)
+    assert "<table>" in run._repr_html_()
+
+
+def test_the_command_with_json_prints_only_json(tmp_path: Path) -> None:
+    done = command("train", "--data", "shapes", *FLAGS, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "runs/quick-1/result.json").read_text())
+    assert "2/2" in done.stderr
+
+
+def test_the_last_line_says_where_how_accurate_and_what_next(tmp_path: Path) -> None:
+    done = command("train", "--data", "shapes", *FLAGS, "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"runs/quick-1: \d+\.\d\d% test accuracy .*runs/quick-1/report\.html\n", done.stdout)
+    assert done.stderr == ""
+    again = command("resume", "runs/quick-1", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    (tmp_path / "runs/quick-1/report.html").unlink()
+    assert command("report", "runs/quick-1", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "runs/quick-1/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_run_resumes_to_the_same_bytes(number: int, code: int, tmp_path: Path) -> None:
+    long = [*FLAGS, "--epochs", "40", "--dropout", "0.1"]
+    words = [sys.executable, "-m", "velodrome", "train", "--data", "shapes", *long, "--name", "stopped"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "runs/stopped/checkpoints/last.json", process)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    if number != signal.SIGKILL:
+        assert "velodrome resume runs/stopped" in errors
+    assert not (tmp_path / "runs/stopped/result.json").exists()
+    done = command("resume", "runs/stopped", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = command("train", "--data", "shapes", *long, "--name", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")]
+    assert weights[0] == weights[1]
+    columns = [column for column in HISTORY_COLUMNS if column not in ("time_s", "images_per_s")]
+    histories = []
+    for name in ("stopped", "whole"):
+        with (tmp_path / "runs" / name / "history.csv").open() as file:
+            histories.append([[row[column] for column in columns] for row in csv.DictReader(file)])
+    assert histories[0] == histories[1]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never appeared")
