@@ -24,10 +24,10 @@ ALLOWED = {
     "data": BASE,
     "models": BASE,
     "run": {"data", "models"} | BASE,
-    "train": STAGES,
-    "evaluate": STAGES,
-    "report": {"run.folder", "errors"},
-    "session": {"report", "train", "evaluate", "recipes"} | STAGES,
+    "training": STAGES,
+    "evaluation": STAGES,
+    "reporting": {"run.folder", "errors"},
+    "session": {"reporting", "training", "evaluation", "recipes"} | STAGES,
     "cli": {"session", "recipes"} | BASE,
     "__main__": {"cli"},
     "__init__": {"session", "recipes", "models"} | BASE,
@@ -64,12 +64,12 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("def f():\n    from velodrome.train import loop\n")
+    wrong.write_text("def f():\n    from velodrome.training import loop\n")
     assert imported_parts(wrong) == {"train.loop"}
 
 
 @pytest.mark.parametrize(
-    "module", ["velodrome", "velodrome.cli", "velodrome.report.page", "velodrome.run.folder"]
+    "module", ["velodrome", "velodrome.cli", "velodrome.reporting.page", "velodrome.run.folder"]
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

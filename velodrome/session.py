@@ -25,9 +25,9 @@ from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, missing_download, resolve_data_root
 from velodrome.device import available_devices, device_kind, matrix_speeds, pick_device, pick_precision
 from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, InterruptedRunError, TrainingError
-from velodrome.evaluate.answers import write_predictions
-from velodrome.evaluate.metrics import accuracy, mean_loss
-from velodrome.evaluate.predict import Classifier, logits_of
+from velodrome.evaluation.answers import write_predictions
+from velodrome.evaluation.metrics import accuracy, mean_loss
+from velodrome.evaluation.predict import Classifier, logits_of
 from velodrome.events import (
     CheckpointSaved,
     EpochDone,
@@ -40,7 +40,7 @@ from velodrome.events import (
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.recipes import by_name, resnet9
-from velodrome.report.page import write_report
+from velodrome.reporting.page import write_report
 from velodrome.run.checkpoint import KEEP, load_checkpoint, load_weights, save_checkpoint, save_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
@@ -56,11 +56,11 @@ from velodrome.run.folder import (
 )
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay, duration
 from velodrome.run.stopping import Every, StopRequest
-from velodrome.train.estimate import images_per_s, memory_gib
-from velodrome.train.loop import Scores, fit, raise_if_not_finite
-from velodrome.train.optim import make_optimizer
-from velodrome.train.schedule import make_schedule, resolve_lr
-from velodrome.train.state import Meter, TrainState
+from velodrome.training.estimate import images_per_s, memory_gib
+from velodrome.training.loop import Scores, fit, raise_if_not_finite
+from velodrome.training.optim import make_optimizer
+from velodrome.training.schedule import make_schedule, resolve_lr
+from velodrome.training.state import Meter, TrainState
 
 # How often the device is asked, within an epoch, whether the loss is still finite.
 WATCH_S = 2.0

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from velodrome.errors import RunError
-from velodrome.report.confusion import MOST_MATRIX_CLASSES, count_predictions
-from velodrome.report.page import render, write_report
+from velodrome.reporting.confusion import MOST_MATRIX_CLASSES, count_predictions
+from velodrome.reporting.page import render, write_report
 from velodrome.run.folder import HISTORY_COLUMNS, RunFolder
 
 CLASSES = ["cat", "dog", "ship"]
@@ -443,7 +443,7 @@ def test_classes_keep_the_order_of_the_result(folder):
 def test_torch_is_not_imported(folder):
     code = (
         "import sys; from pathlib import Path; from velodrome.run.folder import RunFolder;"
-        "from velodrome.report.page import write_report; write_report(RunFolder(Path(sys.argv[1])));"
+        "from velodrome.reporting.page import write_report; write_report(RunFolder(Path(sys.argv[1])));"
         "assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[2]

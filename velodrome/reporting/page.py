@@ -9,8 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from velodrome.report import curves, text
-from velodrome.report.content import gather
+from velodrome.reporting import curves, text
+from velodrome.reporting.content import gather
 from velodrome.run.folder import RunFolder, write_atomically
 
 
@@ -35,7 +35,7 @@ def render(folder: RunFolder) -> str:
     Raises:
         RunError: a file of the run is damaged.
     """
-    loader = PackageLoader("velodrome.report", "templates")
+    loader = PackageLoader("velodrome.reporting", "templates")
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -23,9 +23,9 @@ class Clock:
         self._started: float | None = None
 
     def start(self) -> None:
-        """Run on."""
+        """Run on; a clock that runs already keeps what it has counted."""
         # perf_counter is monotonic: a system clock that is set back does not make training time negative.
-        self._started = time.perf_counter()
+        self._before_s, self._started = self.elapsed_s(), time.perf_counter()
 
     def stop(self) -> None:
         """Stand still."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from velodrome.errors import RunError
-from velodrome.report import text
-from velodrome.report.confusion import Predictions, read_predictions
-from velodrome.report.curves import Chart, Drawing, Series, draw
+from velodrome.reporting import text
+from velodrome.reporting.confusion import Predictions, read_predictions
+from velodrome.reporting.curves import Chart, Drawing, Series, draw
 from velodrome.run.folder import RunFolder
 
 # A table with more rows than this starts folded.

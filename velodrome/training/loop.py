@@ -15,8 +15,8 @@ from velodrome.data.loader import Loader
 from velodrome.device import autocast, synchronize
 from velodrome.errors import TrainingError
 from velodrome.events import EpochDone, StepDone
-from velodrome.train.optim import decayed_weights, l1_norm, set_lr, skip_step_where
-from velodrome.train.state import Progress, TrainState
+from velodrome.training.optim import decayed_weights, l1_norm, set_lr, skip_step_where
+from velodrome.training.state import Progress, TrainState
 
 
 @dataclass(frozen=True)

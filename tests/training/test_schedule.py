@@ -1,0 +1,138 @@
+"""Learning rates of every step, against torch's schedulers and against what the recipe asks for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from velodrome.config import TrainSection
+from velodrome.errors import ConfigError
+from velodrome.training.schedule import cosine, make_schedule, one_cycle, resolve_lr
+
+
+def torch_lrs(make: type[LRScheduler], total: int, lr: float = 1.0, **settings: object) -> list[float]:
+    """The learning rates that torch uses in steps 0 to total - 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = make(optimizer, **settings)
+    lrs = []
+    for step in range(total):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+    return lrs
+
+
+def schedule_of(total: int, **settings: object) -> list[float]:
+    lr_at = make_schedule(resolve_lr(TrainSection(**settings)), total)
+    return [lr_at(step) for step in range(total)]
+
+
+# Where peak * total is exactly 1, torch divides by zero; see the test after the next.
+GRID = [
+    (peak, total)
+    for peak, total in itertools.product([0.0, 0.05, 5 / 24, 0.3, 0.5, 0.75, 1.0], [1, 2, 3, 5, 24, 97])
+    if peak * total != 1
+]
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cosine"])
+@pytest.mark.parametrize(("div", "final_div"), [(25, 1e4), (8, 1e4), (10, 1), (5, 100), (1, 1)])
+@pytest.mark.parametrize(("peak", "total"), GRID)
+def test_one_cycle_equals_torch_at_every_step(anneal, div, final_div, peak, total):
+    lr_max = 0.037
+    expected = torch_lrs(
+        OneCycleLR,
+        total,
+        max_lr=lr_max,
+        total_steps=total,
+        pct_start=peak,
+        div_factor=div,
+        final_div_factor=final_div,
+        anneal_strategy={"linear": "linear", "cosine": "cos"}[anneal],
+        cycle_momentum=False,
+    )
+    ours = {"lr_max": lr_max, "lr_min": lr_max / div, "lr_final": lr_max / div / final_div}
+    found = [one_cycle(step, total, **ours, peak=peak, anneal=anneal) for step in range(total)]
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(("peak", "total"), [(1.0, 1), (0.5, 2), (0.25, 4)])
+def test_a_peak_at_the_first_step_begins_at_the_top(peak, total):
+    lrs = [one_cycle(s, total, lr_max=1.0, lr_min=0.1, lr_final=0.2, peak=peak) for s in range(total)]
+    assert lrs[0] == 1.0
+    assert total == 1 or lrs[-1] == pytest.approx(0.2, rel=1e-12)
+
+
+def test_the_reference_recipe_with_annihilation():
+    lr, steps = 0.037, 24 * 98
+    lrs = schedule_of(steps, anneal="cosine", lr=lr, lr_min=lr / 8, lr_final=lr / 8 / 1e4, peak=5 / 24)
+    assert lrs[0] == pytest.approx(0.004625, rel=1e-12)
+    assert lrs[-1] == pytest.approx(lr / 8 / 1e4, abs=1e-6)
+    assert lrs[-1] == min(lrs)
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cosine"])
+@pytest.mark.parametrize("epochs", [3, 24])
+def test_the_peak_stands_at_five_twentyfourths_of_all_steps(anneal, epochs):
+    steps = epochs * 96
+    lrs = schedule_of(steps, lr=0.4, anneal=anneal)
+    top = 5 * steps // 24 - 1  # the last step of the first 5/24
+    assert lrs[top] == pytest.approx(0.4, rel=1e-12)
+    assert max(range(steps), key=lrs.__getitem__) == top
+    assert lrs[: top + 1] == sorted(lrs[: top + 1])
+    assert lrs[top:] == sorted(lrs[top:], reverse=True)
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [5, 98, 24 * 98])
+def test_without_annihilation_the_rate_never_goes_below_its_minimum(anneal, steps):
+    lrs = schedule_of(steps, lr=0.1, lr_min=0.015, anneal=anneal)
+    assert min(lrs) == pytest.approx(0.015, rel=1e-12)  # to the rounding of one subtraction
+    assert lrs[-1] == pytest.approx(0.015, rel=1e-12)
+
+
+def test_linear_slopes_are_straight():
+    lrs = schedule_of(25, lr=1.0, lr_min=0.1, peak=5 / 25)
+    assert lrs[:5] == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0])
+    assert lrs[14] == pytest.approx(0.55)  # half way down
+
+
+@pytest.mark.parametrize("total", [2, 3, 50])
+def test_cosine_equals_torch_at_every_step(total):
+    expected = torch_lrs(CosineAnnealingLR, total, lr=0.3, T_max=total - 1, eta_min=0.003)
+    found = schedule_of(total, schedule="cosine", lr=0.3, lr_final=0.003)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_cosine_of_one_step():
+    assert cosine(0, 1, lr_max=0.3, lr_final=0.1) == 0.3
+
+
+def test_constant():
+    assert schedule_of(7, schedule="constant", lr=0.2) == [0.2] * 7
+
+
+@pytest.mark.parametrize("setting", ["lr", "lr_min", "lr_final"])
+def test_auto_must_be_resolved_before(setting):
+    values = {"lr": 0.1, "lr_min": 0.01, "lr_final": 0.01} | {setting: "auto"}
+    with pytest.raises(ConfigError, match="still 'auto'"):
+        make_schedule(TrainSection(**values), 10)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adam", 0.002), ("adamw", 0.002)])
+def test_auto_becomes_a_fixed_rate_without_annihilation(optimizer, lr):
+    found = resolve_lr(TrainSection(optimizer=optimizer))
+    assert found.lr == lr
+    assert found.lr_min == pytest.approx(lr / 10)
+    assert found.lr_final == found.lr_min
+
+
+def test_rates_that_were_given_are_kept():
+    assert resolve_lr(TrainSection(lr=0.5)).lr_min == pytest.approx(0.05)
+    given = TrainSection(lr=0.5, lr_min=0.3, lr_final=0.0)
+    assert resolve_lr(given) == given
+    assert resolve_lr(TrainSection(lr=0.5, lr_min=0.3)).lr_final == 0.3
