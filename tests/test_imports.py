@@ -27,7 +27,8 @@ ALLOWED = {
     "training": STAGES,
     "evaluation": STAGES,
     "reporting": {"run.folder", "errors"},
-    "session": {"reporting", "training", "evaluation", "recipes"} | STAGES,
+    "job": {"reporting", "training", "evaluation"} | STAGES,
+    "session": {"job", "reporting", "training", "evaluation", "recipes"} | STAGES,
     "cli": {"session", "recipes"} | BASE,
     "__main__": {"cli"},
     "__init__": {"session", "recipes", "models"} | BASE,
@@ -65,7 +66,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text("def f():\n    from velodrome.training import loop\n")
-    assert imported_parts(wrong) == {"train.loop"}
+    assert imported_parts(wrong) == {"training.loop"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from typing import Literal, cast
 
@@ -67,6 +69,20 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX); without, it is slower."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_can_compile(device: torch.device) -> None:
+    """Check that torch.compile finds the C++ compiler that it needs on a CPU.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    compilers = filter(None, [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"])
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise DeviceError(
+            "compile is on, but torch.compile needs a C++ compiler for the CPU, and none is installed.",
+            "Install one (on Debian: apt install g++), or leave out --compile.",
+        )
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

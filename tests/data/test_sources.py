@@ -82,7 +82,9 @@ def test_validation_comes_out_of_the_limited_training_images():
     assert {*splits.train.paths, *splits.val.paths} == set(load(limit_train=30).train.paths)
 
 
-@pytest.mark.parametrize(("fraction", "which"), [(0.01, "no image to validate on"), (0.99, "no image to train on")])
+@pytest.mark.parametrize(
+    ("fraction", "which"), [(0.01, "no image to validate on"), (0.99, "no image to train on")]
+)
 def test_a_share_that_leaves_nothing_is_refused(fraction, which):
     with pytest.raises(ConfigError, match=f"val_fraction is {fraction:g}, which leaves {which} of {N_TRAIN}"):
         load(val_fraction=fraction)

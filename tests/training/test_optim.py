@@ -112,7 +112,9 @@ def test_l1_norm_and_its_gradient():
     weights = decayed_weights(model)
     norm = l1_norm(weights)
     norm.backward()
-    expected = sum(float(weight.detach().double().abs().sum()) for weight in (model[0].weight, model[3].weight))
+    expected = sum(
+        float(weight.detach().double().abs().sum()) for weight in (model[0].weight, model[3].weight)
+    )
     assert float(norm.detach()) == pytest.approx(expected, rel=1e-6)
     for weight in weights:
         assert torch.equal(weight.grad, weight.detach().sign())

@@ -124,18 +124,28 @@ def raise_if_not_finite(state: TrainState, lr_at: Callable[[int], float]) -> Pro
     """The figures of the epoch so far. Waits for the device.
 
     Raises:
-        TrainingError: the loss of a step was not finite.
+        TrainingError: the loss of a step was not finite, or a weight no longer is.
     """
     progress = state.meter.read()
     if progress.bad_step is not None:
         step = state.step - state.meter.done + progress.bad_step
-        raise TrainingError(
-            f"The loss is not finite at step {step} (learning rate {lr_at(step):.3g}); "
-            "weights were not updated with it.",
-            "Try a lower --lr, --precision fp32, or a smaller --momentum; "
-            "the last checkpoint before it is in the run folder.",
-        )
+        raise _not_finite("The loss is", step, lr_at(step))
+    if not all_finite(state.model):
+        step = state.step - 1
+        raise _not_finite("A weight is", step, lr_at(step))
     return progress
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight of the network is infinite or NaN. Waits for the device."""
+    return bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all())
+
+
+def _not_finite(what: str, step: int, lr: float) -> TrainingError:
+    return TrainingError(
+        f"{what} not finite at step {step} (learning rate {lr:.3g}), so training stopped.",
+        "Try a lower --lr, --precision fp32 or a smaller --momentum; the last checkpoint is from before.",
+    )
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -1,0 +1,318 @@
+"""A run from settings to a finished folder: prepared whole, then carried to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from velodrome.config import Config, check, to_yaml
+from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
+from velodrome.data.loader import Loader
+from velodrome.data.sources import load_splits, resolve_data_root
+from velodrome.device import check_can_compile, device_kind, pick_device, pick_precision
+from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, InterruptedRunError, TrainingError
+from velodrome.evaluation.answers import write_predictions
+from velodrome.evaluation.metrics import accuracy, mean_loss
+from velodrome.evaluation.predict import logits_of
+from velodrome.events import (
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Sink,
+)
+from velodrome.models.build import build_model
+from velodrome.models.summary import summarize
+from velodrome.reporting.page import write_report
+from velodrome.run.checkpoint import save_checkpoint, save_weights
+from velodrome.run.environment import describe_environment
+from velodrome.run.folder import (
+    RunFolder,
+    check_can_write,
+    check_name_is_free,
+    write_atomically,
+    write_json,
+)
+from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
+from velodrome.run.stopping import Every, StopRequest
+from velodrome.training.loop import Scores, fit, raise_if_not_finite
+from velodrome.training.optim import make_optimizer
+from velodrome.training.schedule import make_schedule, resolve_lr
+from velodrome.training.state import Meter, TrainState
+
+# How often the device is asked, within an epoch, whether the loss is still finite.
+WATCH_S = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that a run is made of, checked and ready, before anything is written."""
+
+    config: Config
+    device: torch.device
+    splits: Splits
+    normalisation: Normalisation
+    loader: Loader
+    state: TrainState
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.config.train.epochs * self.loader.steps_per_epoch
+
+
+def resolve(config: Config) -> Config:
+    """The config with everything that is "auto" or left open decided for this machine.
+
+    Raises:
+        ConfigError: settings contradict one another.
+        DeviceError: the device, the precision or compilation is not to be had.
+    """
+    device = pick_device(config.run.device)
+    precision = pick_precision(config.run.precision, device)
+    if config.run.compile:
+        check_can_compile(device)
+    root = config.data.data_root
+    if config.data.data != "shapes":
+        root = resolve_data_root(root).absolute()
+    settled = replace(
+        config,
+        data=replace(config.data, data_root=root),
+        train=resolve_lr(config.train),
+        run=replace(config.run, device=device_kind(device), precision=precision),
+    )
+    return check(settled)
+
+
+def prepare(config: Config, *, progress: bool = True) -> Job:
+    """Load the data, build the network, check that everything fits. Writes nothing but downloaded data.
+
+    Raises:
+        VelodromeError: something does not fit, is missing, damaged or cannot be written.
+    """
+    config = resolve(config)
+    check_can_write(config.run.runs_dir)
+    check_name_is_free(config.run.runs_dir, config.run.name)
+    splits = load_splits(config.data, config.run.seed, progress=progress)
+    _check_batch(config.train.batch_size, len(splits.train))
+    device = torch.device(config.run.device)
+    normalisation = channel_statistics(splits.train.images_u8)
+    loader = Loader(
+        splits.train, normalisation, config.augment, config.train.batch_size, config.run.seed, device
+    )
+    network = build_model(
+        config.model,
+        classes=len(splits.train.classes),
+        image_size=splits.train.images_u8.shape[1],
+        seed=config.run.seed,
+    ).to(device)
+    state = TrainState(
+        model=network,
+        optimizer=make_optimizer(network, config.train),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16"),
+        meter=Meter(loader.steps_per_epoch, device),
+    )
+    return Job(config, device, splits, normalisation, loader, state)
+
+
+def _check_batch(batch_size: int, images: int) -> None:
+    if batch_size > images:
+        raise ConfigError(
+            f"batch_size is {batch_size}, but must not be larger than the training set of {images} images.",
+            f"Use --batch-size {images} or smaller.",
+        )
+
+
+def describe(folder: RunFolder, job: Job) -> None:
+    """Write down what is known before training starts."""
+    write_atomically(folder.config, to_yaml(job.config))
+    write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
+    channels_first = (3, *job.splits.train.images_u8.shape[1:3])
+    write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
+    folder.checkpoints.mkdir()
+
+
+def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
+    """Train from wherever the state stands to the end, then evaluate and report.
+
+    Args:
+        folder: of the run.
+        job: prepared; its state is changed in place.
+        progress: show it on stderr.
+
+    Raises:
+        InterruptedRunError: a signal asked for a stop; the run can be resumed.
+        TrainingError: the loss is not finite.
+        RunError: the run folder cannot be written.
+    """
+    sinks: list[Sink] = [HistoryFile(folder, job.state.history), EventLog(folder)]
+    if progress:
+        sinks.append(_display(job.state.meter))
+
+    def tell(event: Event) -> None:
+        for sink in sinks:
+            sink.handle(event)
+
+    devices = [job.device] if job.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            tell(_started(folder, job))
+            _train(folder, job, tell)
+        tell(_finish(folder, job))
+    finally:
+        for sink in sinks:
+            sink.close()
+    write_report(folder)
+
+
+def _train(folder: RunFolder, job: Job, tell: Callable[[Event], None]) -> None:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
+    state, config = job.state, job.config
+    lr_at = make_schedule(config.train, job.total_steps)
+    events = fit(
+        state,
+        job.loader,
+        lr_at,
+        config.train,
+        precision=config.run.precision,
+        seed=config.run.seed,
+        score=lambda network: _scores(network, job),
+        compiled=config.run.compile,
+    )
+    every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
+    watch, checkpoint_due = Every(WATCH_S), Every(every_s)
+    with StopRequest() as stop:
+        try:
+            for event in events:
+                tell(event)
+                if watch.is_due():
+                    raise_if_not_finite(state, lr_at)
+                # Asked only after the network is known to be good, so that no checkpoint holds a broken one.
+                if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
+                    raise_if_not_finite(state, lr_at)
+                    _save(folder, state, tell)
+                if stop.signal and state.step < job.total_steps:
+                    tell(RunStopped(state.step, signal.Signals(stop.signal).name))
+                    raise _interrupted(folder, state.step, job.total_steps, stop.signal)
+        except TrainingError:
+            tell(RunStopped(state.step, "the loss is not finite"))
+            raise
+
+
+def _save(folder: RunFolder, state: TrainState, tell: Callable[[Event], None]) -> None:
+    name = save_checkpoint(folder, state.step, state.tensors(), state.numbers())
+    tell(CheckpointSaved(name, state.step))
+
+
+def _interrupted(folder: RunFolder, step: int, total: int, signal_number: int) -> InterruptedRunError:
+    code = EXIT_INTERRUPTED if signal_number == signal.SIGINT else EXIT_RESUMABLE
+    return InterruptedRunError(
+        f"Stopped at step {step} of {total}; everything up to there is saved.",
+        f"Go on with: velodrome resume {shlex.quote(str(folder.path))}",
+        code,
+    )
+
+
+def _finish(folder: RunFolder, job: Job) -> RunFinished:
+    """Score the trained network on every test image and write the results; result.json comes last."""
+    state, config, test = job.state, job.config, job.splits.test
+    answers = functools.partial(
+        logits_of,
+        state.model,
+        test,
+        job.normalisation,
+        device=job.device,
+        precision=config.run.precision,
+    )
+    logits, logits_tta = answers(), answers(flip_too=True)
+    labels = torch.from_numpy(test.labels)
+    write_predictions(folder, test, logits)
+    save_weights(folder.model, state.tensors()["model"], _about_model(job))
+    last, train_s = state.history[-1], state.clock.elapsed_s()
+    result = {
+        "test_accuracy": accuracy(logits, labels),
+        "test_accuracy_tta": accuracy(logits_tta, labels),
+        "test_loss": mean_loss(logits, labels),
+        "train_accuracy": last.train_acc,
+        "train_loss": last.train_loss,
+        "val_accuracy": last.val_acc,
+        "val_loss": last.val_loss,
+        "train_seconds": train_s,
+        "epochs": state.epoch,
+        "params": _count_parameters(state.model),
+        "images_per_s": state.epoch * len(job.splits.train) / train_s,
+        "device": job.device.type,
+        "precision": config.run.precision,
+        "seed": config.run.seed,
+        "data": config.data.data,
+        "recipe": config.recipe,
+        "classes": list(test.classes),
+    }
+    write_json(folder.result, result)
+    return RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), train_s)
+
+
+def _about_model(job: Job) -> dict[str, object]:
+    """What a reader of model.safetensors needs to know; equal for equal training."""
+    return {
+        "classes": list(job.splits.train.classes),
+        "mean": list(job.normalisation.mean),
+        "std": list(job.normalisation.std),
+        "model": dataclasses.asdict(job.config.model),
+        "image_size": job.splits.train.images_u8.shape[1],
+    }
+
+
+def _scores(network: nn.Module, job: Job) -> Scores:
+    """Loss and accuracy on the validation images, if any, and on the test images."""
+    val_loss, val_acc = _score(network, job, job.splits.val) if job.splits.val else (None, None)
+    test_loss, test_acc = _score(network, job, job.splits.test)
+    return Scores(val_loss, val_acc, test_loss, test_acc)
+
+
+def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float, float]:
+    logits = logits_of(
+        network, images, job.normalisation, device=job.device, precision=job.config.run.precision
+    )
+    labels = torch.from_numpy(images.labels)
+    return mean_loss(logits, labels), accuracy(logits, labels)
+
+
+def _started(folder: RunFolder, job: Job) -> RunStarted:
+    return RunStarted(
+        run=str(folder.path),
+        recipe=job.config.recipe,
+        data=job.config.data.data,
+        device=job.device.type,
+        precision=job.config.run.precision,
+        params=_count_parameters(job.state.model),
+        epochs=job.config.train.epochs,
+        steps_per_epoch=job.loader.steps_per_epoch,
+        train_images=len(job.splits.train),
+        step=job.state.step,
+    )
+
+
+def _count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _display(meter: Meter) -> Sink:
+    """A live bar on a terminal, plain lines elsewhere."""
+
+    def read() -> tuple[float, float]:
+        figures = meter.read()
+        return figures.loss, figures.accuracy
+
+    return LiveDisplay(read) if sys.stderr.isatty() else PlainDisplay(read)
