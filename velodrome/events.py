@@ -43,14 +43,14 @@ class EpochDone:
 
     Attributes:
         epoch: counts from 1.
-        time_s: seconds of training so far, without evaluation and checkpoints.
+        time_s: seconds of training so far, without the scoring between epochs.
         lr: the learning rate of the epoch's last step.
         train_loss: mean cross-entropy over the epoch's (augmented) images, as they were met.
         train_acc: share in [0, 1] of them that were classified right.
-        val_loss: mean cross-entropy over the validation images, None without any.
+        val_loss: mean cross-entropy over the validation images, None without any or where it is not finite.
         val_acc: accuracy in [0, 1] on them, None without any.
-        test_loss: mean cross-entropy over the test images; to look at, nothing reads it.
-        test_acc: accuracy in [0, 1] on them; to look at, nothing reads it.
+        test_loss: mean cross-entropy over the test images, None where it is not finite; nothing reads it.
+        test_acc: accuracy in [0, 1] on them; for people to look at, nothing reads it.
         images_per_s: training images a second in this epoch.
         step_losses: mean loss of each step of the epoch.
         step_lrs: learning rate of each step of the epoch.

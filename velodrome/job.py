@@ -281,7 +281,7 @@ def _scores(network: nn.Module, job: Job) -> Scores:
     return Scores(val_loss, val_acc, test_loss, test_acc)
 
 
-def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float, float]:
+def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float | None, float]:
     logits = logits_of(
         network, images, job.normalisation, device=job.device, precision=job.config.run.precision
     )
@@ -311,7 +311,7 @@ def _count_parameters(network: nn.Module) -> int:
 def _display(meter: Meter) -> Sink:
     """A live bar on a terminal, plain lines elsewhere."""
 
-    def read() -> tuple[float, float]:
+    def read() -> tuple[float | None, float]:
         figures = meter.read()
         return figures.loss, figures.accuracy
 

@@ -122,6 +122,13 @@ def test_predict_names_the_most_probable_class(classifier, model, random_images)
     assert len(set(names)) > 1
 
 
+def test_images_may_be_read_only(classifier, random_images):
+    """As those of `numpy.asarray(PIL.Image.open(...))` are; torch warns of them, which is an error here."""
+    images = random_images(2)
+    images.flags.writeable = False
+    assert len(classifier.predict(images)) == 2
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [

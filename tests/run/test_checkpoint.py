@@ -118,8 +118,8 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-def write(text: str) -> Callable[[Path], None]:
-    return lambda path: None if path.write_text(text) else None
+def write(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
 
 
 DAMAGE = {

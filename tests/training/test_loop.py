@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -372,14 +373,15 @@ class Failing(nn.Module):
 def test_a_step_whose_loss_is_not_finite_changes_no_weight(loader, optimizer, bad_step):
     train = section(optimizer=optimizer, lr=0.0123, schedule="constant")
     state = start(train, model=Failing(bad_step))
-    after = [weights_of(state.model)]
+    after, events = [weights_of(state.model)], go(state, loader, train)
+
+    def train_on() -> None:
+        after.extend(weights_of(state.model) for event in events if isinstance(event, StepDone))
+
     with pytest.raises(TrainingError, match=rf"not finite at step {bad_step} \(learning rate 0\.0123\)"):
-        for event in go(state, loader, train):
-            if isinstance(event, StepDone):
-                after.append(weights_of(state.model))
+        train_on()
     changed = [
-        any(not torch.equal(a, b) for a, b in zip(*pair, strict=True))
-        for pair in zip(after, after[1:], strict=False)
+        any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(after)
     ]
     assert len(changed) == (bad_step // STEPS + 1) * STEPS  # it is told at the end of that epoch
     assert [step for step, moved in enumerate(changed) if not moved] == [bad_step]
@@ -397,6 +399,16 @@ def test_it_is_told_in_the_middle_of_an_epoch_when_asked(loader):
     next(events)
     with pytest.raises(TrainingError, match=f"step 1 .learning rate {schedule(1):.3g}.*lower --lr"):
         raise_if_not_finite(state, schedule)
+
+
+def test_a_weight_that_is_not_finite_is_noticed_before_the_next_loss_shows_it(loader):
+    train = section(schedule="constant")
+    state = start(train)
+    state.model[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    next(go(state, loader, train))
+    assert state.meter.read().bad_step is None
+    with pytest.raises(TrainingError, match=r"A weight is not finite at step 0 \(learning rate 0\.05\)"):
+        raise_if_not_finite(state, make_schedule(train, 2 * STEPS))
 
 
 def test_a_learning_rate_out_of_all_bounds_is_an_error(loader):

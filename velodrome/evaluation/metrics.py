@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,6 +13,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
-def mean_loss(logits: Tensor, labels: Tensor) -> float:
-    """Mean cross-entropy in nats over all images: (N, classes) float, (N,) int64."""
-    return float(F.cross_entropy(logits.double(), labels))
+def mean_loss(logits: Tensor, labels: Tensor) -> float | None:
+    """Mean cross-entropy in nats over all images, None where it is not finite: (N, classes), (N,) int64."""
+    loss = float(F.cross_entropy(logits.double(), labels))
+    return loss if math.isfinite(loss) else None

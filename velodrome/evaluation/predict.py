@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def logits_of(
     Returns:
         (N, classes) float32 on the CPU.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     answers = []
     try:
@@ -50,7 +51,8 @@ def logits_of(
                 answers.append(logits)
             return torch.cat(answers).cpu()
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 class Classifier(nn.Module):
@@ -107,7 +109,9 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def probabilities(self, images_u8: ImagesU8 | Tensor) -> Tensor:
         """Probability of each class: (N, H, W, 3) uint8 -> (N, classes) float32 that sum to 1."""
-        logits: Tensor = self(torch.as_tensor(images_u8))
+        if not isinstance(images_u8, Tensor):
+            images_u8 = torch.from_numpy(np.array(images_u8))  # a copy: arrays of PIL images are read-only
+        logits: Tensor = self(images_u8)
         return logits.softmax(1)
 
     def predict(self, images_u8: ImagesU8 | Tensor) -> list[tuple[str, float]]:
