@@ -311,7 +311,7 @@ def _count_parameters(network: nn.Module) -> int:
 def _display(meter: Meter) -> Sink:
     """A live bar on a terminal, plain lines elsewhere."""
 
-    def read() -> tuple[float | None, float]:
+    def read() -> tuple[float, float]:
         figures = meter.read()
         return figures.loss, figures.accuracy
 
