@@ -182,7 +182,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(
     assert "0.01 at step 0, 0.0998 at step 82" in plan["schedule"]
     assert plan["training_s"] > 0
     assert main(["train", "--data-root", str(tmp_path / "none"), "--dry-run"]) == EXIT_DONE
-    assert "would be downloaded" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "50,000 training" in out
+    assert "would be downloaded to" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,3 +197,26 @@ def test_our_own_fault_has_an_exit_code_of_its_own(
     monkeypatch.setattr("velodrome.cli.to_yaml", broken)
     assert main(["train", "--print-config"]) == 70
     assert "report it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--limit-train", "1000"), ("--checkpoint-every", "5.0")])
+def test_the_remedy_is_a_value_that_works(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", flag, "0"]) == EXIT_BAD_INPUT
+    assert f"For instance {flag} {value}." in capsys.readouterr().err
+
+
+def test_printed_config_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--print-config", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["recipe"] == "resnet9"
+
+
+@pytest.mark.parametrize("words", [["--data-root", "~nobody-at-all/x"], ["--name", "\u5317" * 60]])
+def test_odd_names_are_refused_in_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words]) == EXIT_BAD_INPUT
+    assert "but must be" in capsys.readouterr().err
+
+
+def test_closed_streams_do_no_harm(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m velodrome summary --json 2>&- | head -c 10"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == '{"layers":'

@@ -234,3 +234,49 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     raise AssertionError(f"{path} never appeared")
+
+
+def test_a_run_survives_whoever_reads_its_progress(tmp_path: Path) -> None:
+    words = " ".join([sys.executable, "-m velodrome train --data shapes", *FLAGS])
+    line = f"{words} 2>&1 >out | head -n 1; cat out"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "test accuracy" in done.stdout
+    assert (tmp_path / "runs/quick-1/result.json").exists()
+
+
+def test_a_full_disk_in_mid_run_is_done_in_part(tmp_path: Path) -> None:
+    words = " ".join([sys.executable, "-m velodrome train --data shapes", *FLAGS, "--width 32"])
+    # The kernel refuses to let a file grow beyond this many kilobytes, as a full disk does.
+    line = f"trap '' XFSZ; ulimit -f 1000; {words}"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    again = command("resume", "runs/quick-1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def test_settings_of_a_named_run_serve_for_another(tmp_path: Path) -> None:
+    first = vd.train(small(tmp_path, epochs=1, name="first"), progress=False)
+    done = command("train", "--config", str(first.folder.config), "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert first.path.name == "first"
+
+
+def test_a_report_that_a_kill_prevented_is_made_by_resume(tmp_path: Path) -> None:
+    run = vd.train(small(tmp_path, epochs=1), progress=False)
+    run.folder.report.unlink()
+    vd.resume(run.path, progress=False)
+    assert run.folder.report.exists()
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    run = vd.train(small(tmp_path, epochs=1), progress=False)
+    save_file({"x": torch.zeros(1)}, run.folder.model, {"velodrome": json.dumps({"classes": ["a"]})})
+    with pytest.raises(RunError, match="not of this version"):
+        vd.load(run)
+    run.folder.model.write_bytes(b"cut off")
+    with pytest.raises(RunError, match="cannot be read"):
+        vd.load(run)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from velodrome.models.summary import summarize as summary
     from velodrome.session import Run as Run
     from velodrome.session import load as load
+    from velodrome.session import report as report
     from velodrome.session import resume as resume
     from velodrome.session import train as train
 
@@ -33,11 +34,23 @@ _HOMES = {
     "summary": ("velodrome.models.summary", "summarize"),
     "Run": ("velodrome.session", "Run"),
     "load": ("velodrome.session", "load"),
+    "report": ("velodrome.session", "report"),
     "resume": ("velodrome.session", "resume"),
     "train": ("velodrome.session", "train"),
 }
 
-__all__ = ["Config", "Run", "VelodromeError", "load", "override", "recipes", "resume", "summary", "train"]
+__all__ = [
+    "Config",
+    "Run",
+    "VelodromeError",
+    "load",
+    "override",
+    "recipes",
+    "report",
+    "resume",
+    "summary",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:

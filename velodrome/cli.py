@@ -7,6 +7,7 @@ conversion and the same checks as YAML values, so that an error reads the same w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -20,7 +21,17 @@ from typing import Any, NoReturn
 
 import velodrome
 from velodrome import recipes
-from velodrome.config import SECTIONS, SETTINGS, Config, check, describe_kind, override, read_yaml, to_yaml
+from velodrome.config import (
+    SECTIONS,
+    SETTINGS,
+    Config,
+    check,
+    describe_kind,
+    override,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
 from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -39,6 +50,8 @@ if typing.TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # A stream that the caller has closed is None; what is written to it goes nowhere.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     try:
         arguments = parse(words)
         if arguments is None:
@@ -54,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("velodrome: interrupted.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell, and nothing left to flush to.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        # Whoever read our output has gone, as `| head` does; a run never ends by this, only its last line.
+        sys.stdout = _nowhere()
         return EXIT_DONE
     except Exception:
         traceback.print_exc()
@@ -150,6 +163,7 @@ def _add_resume(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "resume", _resume, "go on exactly where a run stopped")
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
     _add_output_flags(parser)
+    _add_settings(parser, "data", only=("data_root",))
     return typing.cast(argparse.ArgumentParser, parser)
 
 
@@ -245,7 +259,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _train(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     if arguments.print_config:
-        sys.stdout.write(to_yaml(config))
+        _print_json(to_dict(config)) if arguments.json else sys.stdout.write(to_yaml(config))
         return
     from velodrome import session
 
@@ -259,7 +273,10 @@ def _train(arguments: argparse.Namespace) -> None:
 def _resume(arguments: argparse.Namespace) -> None:
     from velodrome import session
 
-    run = session.resume(arguments.path, progress=not arguments.quiet)
+    root = _overrides(arguments).get("data_root")
+    run = session.resume(
+        arguments.path, data_root=None if root is None else str(root), progress=not arguments.quiet
+    )
     _tell_result(run, arguments)
 
 
@@ -337,5 +354,10 @@ def _plain(value: object) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _nowhere() -> typing.TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")

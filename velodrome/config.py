@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -52,8 +53,10 @@ def between(low: float, high: float) -> Rule:
 
 
 FOLDER_NAME = Rule(
-    "a plain folder name: no slash, not empty, not starting with a dot, at most 100 characters",
-    lambda name: 0 < len(name) <= 100 and not set(name) & set('/\\:\0\n\r*?"<>|') and name[0] not in ".-",
+    "a plain folder name: no slash, not empty, not starting with a dot, at most 100 bytes",
+    lambda name: (
+        0 < len(os.fsencode(name)) <= 100 and not set(name) & set('/\\:\0\n\r*?"<>|') and name[0] not in ".-"
+    ),
 )
 
 
@@ -114,7 +117,7 @@ class TrainSection:
     batch_size: int = setting(512, "images a step; the last batch of an epoch may be smaller", at_least(1))
     optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", "sgd is with Nesterov momentum")
     schedule: Literal["one-cycle", "cosine", "constant"] = setting(
-        "one-cycle", "learning rate over the steps"
+        "one-cycle", "learning rate over the steps; LRMIN, peak and anneal are for one-cycle"
     )
     lr: float | Auto = setting("auto", "LRMAX, the highest learning rate; auto: a fixed value", above(0))
     lr_min: float | Auto = setting(
@@ -226,10 +229,12 @@ def check(config: Config) -> Config:
     """Check the rules that involve more than one setting, and return `config`.
 
     Raises:
-        ConfigError: LRMIN or the final LR is above LRMAX, or validation leaves nothing to train on.
+        ConfigError: a value breaks its rule, LRMIN or the final LR is above LRMAX, or a batch does not fit.
     """
+    for item in SETTINGS.values():  # a config may be made by hand
+        _checked(item, getattr(getattr(config, item.section), item.key), "")
     train = config.train
-    for key in ("lr_min", "lr_final"):
+    for key in {"one-cycle": ("lr_min", "lr_final"), "cosine": ("lr_final",), "constant": ()}[train.schedule]:
         low = getattr(train, key)
         if low != "auto" and train.lr != "auto" and low > train.lr:
             raise ConfigError(
@@ -298,9 +303,7 @@ def describe_kind(item: Setting) -> str:
     words = [*map(str, choices)]
     if scalar is not None:
         rule = f" {item.rule.words}" if item.rule and scalar in (int, float) else ""
-        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[
-            scalar
-        ]
+        noun = _NOUNS[scalar]
         words.append(item.rule.words if item.rule and scalar is str else noun + rule)
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
@@ -323,7 +326,7 @@ def _checked(item: Setting, value: object, origin: str) -> object:
             raise ValueError
     except (ValueError, TypeError, ArithmeticError):
         choices = _choices(item.kind)
-        example = "NAME" if item.default is None else item.default
+        example = _example(item)
         remedy = f"For instance {item.flag} {example}."
         if choices and isinstance(value, str) and _scalar(item.kind) is None:
             remedy = did_you_mean(value, [*map(str, choices)])
@@ -341,6 +344,13 @@ _NOUNS: dict[type, str] = {
     str: "text",
     Path: "a path",
 }
+
+
+def _example(item: Setting) -> object:
+    """A value that the setting would take."""
+    if item.default is not None:
+        return item.default
+    return {int: 1000, float: 5.0, str: "my-run", Path: "folder"}[_scalar(item.kind) or str]
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -414,7 +424,10 @@ def _to_text(value: object) -> str:
 def _to_path(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError from error
 
 
 def _refuse() -> typing.NoReturn:

@@ -60,6 +60,11 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
             raise DeviceError(
                 "precision is 'bf16', but this GPU does not compute in it.", "Use --precision fp16 or auto."
             )
+        if wanted == "fp16" and device.type == "mps":
+            raise DeviceError(
+                "precision is 'fp16', whose gradient scaling torch does not support on mps everywhere.",
+                "Use --precision fp32 or auto.",
+            )
         return cast(Precision, wanted)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -71,14 +76,19 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def find_compiler() -> str | None:
+    """The path of the C++ compiler that torch.compile would use on the CPU."""
+    names = filter(None, [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"])
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def check_can_compile(device: torch.device) -> None:
     """Check that torch.compile finds the C++ compiler that it needs on a CPU.
 
     Raises:
         DeviceError: there is none.
     """
-    compilers = filter(None, [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"])
-    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+    if device.type == "cpu" and not find_compiler():
         raise DeviceError(
             "compile is on, but torch.compile needs a C++ compiler for the CPU, and none is installed.",
             "Install one (on Debian: apt install g++), or leave out --compile.",

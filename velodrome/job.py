@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,15 @@ from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_sta
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, resolve_data_root
 from velodrome.device import check_can_compile, device_kind, pick_device, pick_precision
-from velodrome.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, ConfigError, InterruptedRunError, TrainingError
+from velodrome.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PARTLY,
+    EXIT_RESUMABLE,
+    ConfigError,
+    InterruptedRunError,
+    RunError,
+    TrainingError,
+)
 from velodrome.evaluation.answers import write_predictions
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
@@ -39,8 +48,6 @@ from velodrome.run.checkpoint import save_checkpoint, save_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
     RunFolder,
-    check_can_write,
-    check_name_is_free,
     write_atomically,
     write_json,
 )
@@ -53,6 +60,8 @@ from velodrome.training.state import Meter, TrainState
 
 # How often the device is asked, within an epoch, whether the loss is still finite.
 WATCH_S = 2.0
+
+Tell = Callable[[Event], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +104,20 @@ def resolve(config: Config) -> Config:
     return check(settled)
 
 
-def prepare(config: Config, *, progress: bool = True) -> Job:
+def prepare(config: Config, splits: Splits | None = None, *, progress: bool = True) -> Job:
     """Load the data, build the network, check that everything fits. Writes nothing but downloaded data.
+
+    Args:
+        config: with or without "auto" in it.
+        splits: images to use in place of those that the config names.
+        progress: show downloads on stderr.
 
     Raises:
         VelodromeError: something does not fit, is missing, damaged or cannot be written.
     """
     config = resolve(config)
-    check_can_write(config.run.runs_dir)
-    check_name_is_free(config.run.runs_dir, config.run.name)
-    splits = load_splits(config.data, config.run.seed, progress=progress)
+    if splits is None:
+        splits = load_splits(config.data, config.run.seed, progress=progress)
     _check_batch(config.train.batch_size, len(splits.train))
     device = torch.device(config.run.device)
     normalisation = channel_statistics(splits.train.images_u8)
@@ -136,7 +149,9 @@ def _check_batch(batch_size: int, images: int) -> None:
 
 def describe(folder: RunFolder, job: Job) -> None:
     """Write down what is known before training starts."""
-    write_atomically(folder.config, to_yaml(job.config))
+    # The folder itself is the name; without it in the settings they can be used for another run.
+    nameless = replace(job.config, run=replace(job.config.run, name=None))
+    write_atomically(folder.config, to_yaml(nameless))
     write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
     channels_first = (3, *job.splits.train.images_u8.shape[1:3])
     write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
@@ -154,29 +169,46 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
     Raises:
         InterruptedRunError: a signal asked for a stop; the run can be resumed.
         TrainingError: the loss is not finite.
-        RunError: the run folder cannot be written.
+        RunError: the run folder cannot be written; what was written before can be resumed.
     """
-    sinks: list[Sink] = [HistoryFile(folder, job.state.history), EventLog(folder)]
-    if progress:
-        sinks.append(_display(job.state.meter))
-
-    def tell(event: Event) -> None:
-        for sink in sinks:
-            sink.handle(event)
-
-    devices = [job.device] if job.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            tell(_started(folder, job))
-            _train(folder, job, tell)
-        tell(_finish(folder, job))
-    finally:
-        for sink in sinks:
-            sink.close()
-    write_report(folder)
+    with StopRequest() as stop:
+        try:
+            with _listening(folder, job, progress=progress) as tell:
+                tell(_started(folder, job))
+                # Dropout draws from the global generators; the caller gets them back as they were.
+                with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+                    _train(folder, job, tell, stop)
+                tell(_finish(folder, job))
+            write_report(folder)
+        except RunError as error:
+            error.exit_code = EXIT_PARTLY
+            raise
+        except KeyboardInterrupt as error:  # the second Ctrl-C
+            raise _interrupted(folder, "Stopped at once; the last checkpoint is kept.") from error
 
 
-def _train(folder: RunFolder, job: Job, tell: Callable[[Event], None]) -> None:
+@contextlib.contextmanager
+def _listening(folder: RunFolder, job: Job, *, progress: bool) -> Iterator[Tell]:
+    """A function that passes an event on to everything that listens; all are closed at the end."""
+    with contextlib.ExitStack() as open_sinks:
+        sinks: list[Sink] = []
+
+        def add(sink: Sink) -> None:
+            sinks.append(sink)
+            open_sinks.callback(sink.close)
+
+        def tell(event: Event) -> None:
+            for sink in sinks:
+                sink.handle(event)
+
+        add(HistoryFile(folder, job.state.history))
+        add(EventLog(folder))
+        if progress:
+            add(_display(job.state.meter))
+        yield tell
+
+
+def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
     """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
     state, config = job.state, job.config
     lr_at = make_schedule(config.train, job.total_steps)
@@ -192,36 +224,34 @@ def _train(folder: RunFolder, job: Job, tell: Callable[[Event], None]) -> None:
     )
     every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
     watch, checkpoint_due = Every(WATCH_S), Every(every_s)
-    with StopRequest() as stop:
-        try:
-            for event in events:
-                tell(event)
-                if watch.is_due():
-                    raise_if_not_finite(state, lr_at)
-                # Asked only after the network is known to be good, so that no checkpoint holds a broken one.
-                if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
-                    raise_if_not_finite(state, lr_at)
-                    _save(folder, state, tell)
-                if stop.signal and state.step < job.total_steps:
-                    tell(RunStopped(state.step, signal.Signals(stop.signal).name))
-                    raise _interrupted(folder, state.step, job.total_steps, stop.signal)
-        except TrainingError:
-            tell(RunStopped(state.step, "the loss is not finite"))
-            raise
+    try:
+        for event in events:
+            tell(event)
+            if watch.is_due():
+                raise_if_not_finite(state, lr_at)
+            if state.meter.done == job.loader.steps_per_epoch:
+                continue  # the end of the epoch comes next, with a checkpoint of its own
+            if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
+                # Asked first, so that no checkpoint holds a broken network.
+                raise_if_not_finite(state, lr_at)
+                _save(folder, state, tell)
+            if stop.signal and state.step < job.total_steps:
+                tell(RunStopped(state.step, signal.Signals(stop.signal).name))
+                where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
+                raise _interrupted(folder, where, stop.signal)
+    except TrainingError as error:
+        tell(RunStopped(state.step, error.problem))
+        raise
 
 
-def _save(folder: RunFolder, state: TrainState, tell: Callable[[Event], None]) -> None:
+def _save(folder: RunFolder, state: TrainState, tell: Tell) -> None:
     name = save_checkpoint(folder, state.step, state.tensors(), state.numbers())
     tell(CheckpointSaved(name, state.step))
 
 
-def _interrupted(folder: RunFolder, step: int, total: int, signal_number: int) -> InterruptedRunError:
-    code = EXIT_INTERRUPTED if signal_number == signal.SIGINT else EXIT_RESUMABLE
-    return InterruptedRunError(
-        f"Stopped at step {step} of {total}; everything up to there is saved.",
-        f"Go on with: velodrome resume {shlex.quote(str(folder.path))}",
-        code,
-    )
+def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> InterruptedRunError:
+    code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE
+    return InterruptedRunError(where, f"Go on with: velodrome resume {shlex.quote(str(folder.path))}", code)
 
 
 def _finish(folder: RunFolder, job: Job) -> RunFinished:

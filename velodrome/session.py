@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import torch
 from velodrome.config import Config, ModelSection, check, override, read_yaml
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Normalisation, Splits
-from velodrome.data.sources import missing_download, resolve_data_root
-from velodrome.device import available_devices, matrix_speeds, pick_device, pick_precision
+from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
+from velodrome.device import available_devices, find_compiler, matrix_speeds, pick_device, pick_precision
+from velodrome.errors import ConfigError, RunError
 from velodrome.evaluation.predict import Classifier
 from velodrome.job import carry_on, describe, prepare, resolve
 from velodrome.models.build import build_model
@@ -26,6 +25,8 @@ from velodrome.run.checkpoint import KEEP, load_checkpoint, load_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
     RunFolder,
+    check_can_write,
+    check_name_is_free,
     create_run,
     free_gib,
     next_run_folder,
@@ -33,6 +34,7 @@ from velodrome.run.folder import (
 )
 from velodrome.run.sinks import duration
 from velodrome.training.estimate import images_per_s, memory_gib
+from velodrome.training.optim import STATE_TENSORS
 from velodrome.training.schedule import make_schedule
 
 
@@ -89,19 +91,21 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     Raises:
         VelodromeError: bad settings or data (nothing was written), or training had to stop (see its type).
     """
-    job = prepare(config or resnet9(), progress=progress)
+    config = config or resnet9()
+    _check_place(config)
+    job = prepare(config, progress=progress)
     run = job.config.run
-    folder = create_run(run.runs_dir, run.name, job.config.recipe)
-    describe(folder, job)
+    folder = create_run(run.runs_dir, run.name, job.config.recipe, lambda draft: describe(draft, job))
     carry_on(folder, job, progress=progress)
     return Run(folder)
 
 
-def resume(path: Path | str, *, progress: bool = True) -> Run:
+def resume(path: Path | str, *, data_root: Path | str | None = None, progress: bool = True) -> Run:
     """Go on exactly where a run stopped. A run that is complete is returned as it is.
 
     Args:
         path: of the run folder.
+        data_root: where the data set lies now, if it has moved since.
         progress: show it on stderr.
 
     Raises:
@@ -111,6 +115,8 @@ def resume(path: Path | str, *, progress: bool = True) -> Run:
     if folder.is_finished:
         if progress:
             sys.stderr.write(f"{path} has finished already; nothing is left to do.\n")
+        if not folder.report.exists():  # killed on the last few metres
+            write_report(folder)
         return Run(folder)
     environment = folder.read_json(folder.environment) or {}
     threads = environment.get("threads")
@@ -118,8 +124,9 @@ def resume(path: Path | str, *, progress: bool = True) -> Run:
         # The order in which partial sums are added depends on it, and with that the last bits.
         torch.set_num_threads(threads)
     config = read_config(folder)
-    # The folder exists, and is where the run belongs, whatever name and place the settings gave it.
-    job = prepare(replace(config, run=replace(config.run, name=None)), progress=progress)
+    if data_root is not None:
+        config = override(config, {"data_root": data_root})
+    job = prepare(config, progress=progress)
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         job.state.restore(checkpoint.tensors, checkpoint.numbers)
@@ -135,11 +142,16 @@ def load(run: Path | str | Run) -> Classifier:
     """
     folder = run.folder if isinstance(run, Run) else open_run(Path(run))
     tensors, about = load_weights(folder.model)
-    settings = override(Config(), about["model"])
-    network = build_model(settings.model, classes=len(about["classes"]), image_size=about["image_size"])
-    network.load_state_dict(tensors)
-    normalisation = Normalisation(tuple(about["mean"]), tuple(about["std"]))
-    side = about["image_size"]
+    try:
+        settings, side = override(Config(), about["model"]), int(about["image_size"])
+        network = build_model(settings.model, classes=len(about["classes"]), image_size=side)
+        network.load_state_dict(tensors)
+        normalisation = Normalisation(tuple(about["mean"]), tuple(about["std"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"Weights {folder.model} are not of this version: {reason}.", "Train the model again."
+        ) from error
     return Classifier(network, about["classes"], normalisation, (side, side)).eval()
 
 
@@ -156,15 +168,16 @@ def plan(config: Config) -> dict[str, object]:
     """What `train(config)` would do, without doing it: data, steps, schedule, time, memory, disk.
 
     Reads the data, but neither downloads nor writes anything; where the data set would have to be
-    downloaded, says so and plans with its known size.
+    downloaded, says so and plans with blank images in its place.
 
     Raises:
         VelodromeError: what `train` would refuse.
     """
     config = resolve(config)
-    if download := missing_download(config.data):
-        return {"data": f"{config.data.data} would be downloaded to {config.data.data_root}", **download}
-    job = prepare(config, progress=False)
+    _check_place(config)
+    fetched = fetch_first(config.data)
+    splits = blank_splits(config.data, config.run.seed) if fetched else None
+    job = prepare(config, splits, progress=False)
     settings, side = job.config.train, job.splits.train.images_u8.shape[1]
     lr_at, last = make_schedule(settings, job.total_steps), job.total_steps - 1
     peak = max(range(job.total_steps), key=lr_at)
@@ -180,7 +193,7 @@ def plan(config: Config) -> dict[str, object]:
     )
     return {
         "recipe": job.config.recipe,
-        "data": _describe_data(job.splits),
+        "data": _describe_data(job.splits) + (f"; {fetched}" if fetched else ""),
         "model": f"{job.config.model.model}, {totals.params:,} parameters",
         "device": f"{job.device.type} in {job.config.run.precision}",
         "steps": job.total_steps,
@@ -193,8 +206,8 @@ def plan(config: Config) -> dict[str, object]:
         "training_time": duration(images / speed),
         "training_s": round(images / speed, 1),
         "memory_gib": round(memory, 2),
-        # Weights and two checkpoints of weights, their optimizer state included.
-        "disk_mb": round(4 * totals.params * (1 + KEEP * 3) / 1e6),
+        # The final weights, and checkpoints of weights and optimizer state, in float32.
+        "disk_mb": round(4 * totals.params * (1 + KEEP * (1 + STATE_TENSORS[settings.optimizer])) / 1e6),
         "run_folder": str(next_run_folder(config.run.runs_dir, config.run.name, config.recipe)),
     }
 
@@ -215,7 +228,7 @@ def examine(config: Config) -> dict[str, object]:
             "threads": environment["threads"],
         },
         "matrix_product_gflops": {name: round(speed) for name, speed in matrix_speeds(device).items()},
-        "compiler": shutil.which("cc") or shutil.which("cl") or "none, so --compile will not work",
+        "compiler": find_compiler() or "none, so --compile will not work on the CPU",
         "data_root": str(root),
         "data_there": ", ".join(name for name in ("cifar10", "cifar100") if cifar_is_present(name, root))
         or "none (shapes needs none)",
@@ -247,6 +260,12 @@ def config_from_file(path: Path) -> Config:
     values = read_yaml(path)
     recipe = by_name(str(values.pop("recipe", "resnet9")))
     return check(override(recipe(), values, origin=str(path)))
+
+
+def _check_place(config: Config) -> None:
+    """Check, before anything costly, that the run folder can be made."""
+    check_can_write(config.run.runs_dir)
+    check_name_is_free(config.run.runs_dir, config.run.name)
 
 
 def _describe_data(splits: Splits) -> str:

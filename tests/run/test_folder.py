@@ -1,6 +1,7 @@
 """The run folder: names, numbering, atomic writes, clear errors."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,23 +11,49 @@ from velodrome.run import folder as module
 from velodrome.run.folder import RunFolder, create_run, open_run, write_atomically, write_json
 
 
+def fill(folder: RunFolder) -> None:
+    folder.config.write_text("recipe: quick\n")
+
+
 def test_numbers_go_on_past_gaps_and_other_names(tmp_path: Path) -> None:
     for name in ("quick-1", "quick-7", "quick-x", "quickest-9"):
         (tmp_path / name).mkdir()
-    assert create_run(tmp_path, None, "quick").name == "quick-8"
-    assert create_run(tmp_path, None, "resnet9").name == "resnet9-1"
+    assert create_run(tmp_path, None, "quick", fill).name == "quick-8"
+    assert create_run(tmp_path, None, "resnet9", fill).name == "resnet9-1"
 
 
 def test_a_taken_name_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(RunError, match="exists already"):
-        create_run(tmp_path, "mine", "quick")
+        create_run(tmp_path, "mine", "quick", fill)
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_runs_dir_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
-        create_run(tmp_path / "file" / "runs", None, "quick")
+        create_run(tmp_path / "file" / "runs", None, "quick", fill)
+
+
+def test_two_that_want_the_same_number_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same_numbers(runs_dir: Path, recipe: str) -> Iterator[Path]:
+        return (runs_dir / f"{recipe}-{number}" for number in (1, 1, 2))
+
+    monkeypatch.setattr(module, "_numbered", same_numbers)
+    names = [create_run(tmp_path, None, "quick", fill).name for _ in range(2)]
+    assert names == ["quick-1", "quick-2"]
+
+
+def test_a_run_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def full(folder: RunFolder) -> None:
+        fill(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left on device"):
+        create_run(tmp_path / "runs", "mine", "quick", full)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_what_is_not_a_run_folder(tmp_path: Path) -> None:

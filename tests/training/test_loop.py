@@ -294,7 +294,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(loader, run, events_bef
 
 def test_dropout_is_a_function_of_seed_and_step():
     def drawn(seed: int, step: int) -> tuple[float, ...]:
-        seed_step(seed, step)
+        seed_step(seed, step, torch.device("cpu"))
         return tuple(torch.rand(4).tolist())
 
     assert drawn(1, 7) == drawn(1, 7)

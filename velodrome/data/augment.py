@@ -47,10 +47,18 @@ class Tables:
 
     def to(self, device: torch.device) -> Tables:
         """The tables on the device."""
-        return Tables(*(None if t is None else t.to(device, non_blocking=True) for t in self._all()))
+        return Tables(*(None if t is None else to_device(t, device) for t in self._all()))
 
     def _all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.crop_yx, self.flip, self.cutout_yx
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Small values on the device, without making the host wait for a GPU.
+
+    Only CUDA keeps the source of such a copy alive until it is done, so elsewhere it is an ordinary one.
+    """
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def draw_tables(n: int, height: int, width: int, augment: AugmentSection, seed: int, epoch: int) -> Tables:
@@ -150,8 +158,7 @@ def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
         (N, 3, H, W) float32 in channels_last memory order (the input's own, so nothing is moved).
     """
     constants = torch.tensor([normalisation.mean, normalisation.std]) * 255
-    # Non-blocking: made on a GPU, or copied to it in the ordinary way, they would make the host wait for it.
-    mean, std = constants.to(images_u8.device, non_blocking=True)
+    mean, std = to_device(constants, images_u8.device)
     return images_u8.float().sub_(mean).mul_(1 / std).permute(0, 3, 1, 2)
 
 

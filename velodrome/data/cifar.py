@@ -100,8 +100,6 @@ CIFAR100 = CifarFiles(
 
 PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
-DOWNLOAD_BYTES = {name: files.archive.size_bytes for name, files in PUBLISHED.items()}
-
 
 def load_cifar(
     name: str, root: Path, *, download: bool = True, progress: bool = True

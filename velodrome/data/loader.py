@@ -88,7 +88,7 @@ class Loader:
         device = self.images_u8.device
         order = torch.from_numpy(aug.generator(self.seed, epoch, aug.ORDER).permutation(n))
         tables = aug.draw_tables(n, height, width, self.augment, self.seed, epoch)
-        return Epoch(self, order.to(device, non_blocking=True), tables.to(device))
+        return Epoch(self, aug.to_device(order, device), tables.to(device))
 
 
 def batches_in_order(

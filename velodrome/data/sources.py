@@ -11,7 +11,7 @@ import pooch  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from velodrome.config import DataSection
-from velodrome.data.cifar import DOWNLOAD_BYTES, cifar_is_present, load_cifar
+from velodrome.data.cifar import PUBLISHED, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.shapes import load_shapes
 from velodrome.errors import ConfigError
@@ -45,16 +45,38 @@ def load_splits(data: DataSection, seed: int, *, progress: bool = True) -> Split
     else:
         root = resolve_data_root(data.data_root)
         train, test = load_cifar(data.data, root, progress=progress)
+    return _cut_and_split(train, test, data, seed)
+
+
+def fetch_first(data: DataSection) -> str | None:
+    """What `load_splits` would put on the disk before it can read, in words; None where nothing."""
+    if data.data == "shapes":
+        return None
+    root = resolve_data_root(data.data_root)
+    archive = PUBLISHED[data.data].archive
+    if (root / archive.folder).is_dir():
+        return None
+    if cifar_is_present(data.data, root):
+        return f"would be unpacked in {root} first"
+    return f"would be downloaded to {root} first ({archive.size_bytes / 1e6:.0f} MB)"
+
+
+def blank_splits(data: DataSection, seed: int) -> Splits:
+    """Black images in the number and size of a CIFAR data set, to plan with where it is not there yet."""
+    classes = tuple(f"class {number}" for number in range(10 if data.data == "cifar10" else 100))
+    train, test = (_blank(count, classes) for count in (50_000, 10_000))
+    return _cut_and_split(train, test, data, seed)
+
+
+def _blank(count: int, classes: tuple[str, ...]) -> ImageSet:
+    labels = np.arange(count) % len(classes)
+    return ImageSet(np.zeros((count, 32, 32, 3), np.uint8), labels, classes, [""] * count)
+
+
+def _cut_and_split(train: ImageSet, test: ImageSet, data: DataSection, seed: int) -> Splits:
     train, test = _limited(train, data.limit_train), _limited(test, data.limit_test)
     splits = Splits(data.data, train, None, test)
     return _hold_out(splits, data.val_fraction, seed) if data.val_fraction else splits
-
-
-def missing_download(data: DataSection) -> dict[str, object]:
-    """What would have to be downloaded first; empty where nothing has to be."""
-    if data.data == "shapes" or cifar_is_present(data.data, resolve_data_root(data.data_root)):
-        return {}
-    return {"download_mb": round(DOWNLOAD_BYTES[data.data] / 1e6)}
 
 
 def _limited(images: ImageSet, limit: int | None) -> ImageSet:

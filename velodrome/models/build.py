@@ -22,7 +22,8 @@ def build_model(model: ModelSection, *, classes: int, image_size: int, seed: int
         ConfigError: the network cannot be made for images of that size.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would seed every GPU as well.
+        torch.default_generator.manual_seed(seed)
         network = ResNet9(classes=classes, width=model.width, dropout=model.dropout, image_size=image_size)
     # Convolutions of images whose channels lie together are faster on CPUs and on tensor cores alike.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

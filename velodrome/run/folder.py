@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
+import shlex
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from velodrome.errors import RunError
 
+CHOOSE_ANOTHER = "Choose a folder that you may write to with --runs-dir."
 HISTORY_COLUMNS = (
     "epoch",
     "time_s",
@@ -109,24 +112,46 @@ class RunFolder:
         return value
 
 
-def create_run(runs_dir: Path, name: str | None, recipe: str) -> RunFolder:
-    """Make a new, empty run folder: `runs_dir/name`, or the recipe and the next free number.
+def create_run(runs_dir: Path, name: str | None, recipe: str, fill: Callable[[RunFolder], None]) -> RunFolder:
+    """Make a run folder: `runs_dir/name`, or the recipe and the next free number.
+
+    It is filled under a temporary name and then renamed, so a run folder is there whole or not at all.
+
+    Args:
+        runs_dir: made where it is missing.
+        name: of the run, None for a number.
+        recipe: first part of a numbered name.
+        fill: writes what a run folder must hold from its first moment.
 
     Raises:
         RunError: the name is taken, or the folder cannot be made.
     """
-    with _clear_errors(runs_dir, "Choose a folder that you may write to with --runs-dir."):
+    with _clear_errors(runs_dir, CHOOSE_ANOTHER):
+        check_name_is_free(runs_dir, name)
         runs_dir.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            check_name_is_free(runs_dir, name)
-            (runs_dir / name).mkdir()
-            return RunFolder(runs_dir / name)
-        for path in _numbered(runs_dir, recipe):
-            # mkdir is atomic: of two processes that try the same number, one goes on to the next.
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return RunFolder(path)
-    raise AssertionError("there is always a free number")
+        draft = runs_dir / f".{recipe}.{uuid.uuid4().hex[:8]}.tmp"
+        draft.mkdir()
+        try:
+            fill(RunFolder(draft))
+            for path in [runs_dir / name] if name else _numbered(runs_dir, recipe):
+                # Of two processes that want the same name, one finds it taken.
+                with contextlib.suppress(FileExistsError), _taken_is_taken():
+                    draft.rename(path)
+                    return RunFolder(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise _name_taken(runs_dir / str(name))
+
+
+@contextlib.contextmanager
+def _taken_is_taken() -> Iterator[None]:
+    """POSIX says "not empty" where a folder is renamed to one that is taken."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError from error
+        raise
 
 
 def next_run_folder(runs_dir: Path, name: str | None, recipe: str) -> Path:
@@ -138,21 +163,25 @@ def next_run_folder(runs_dir: Path, name: str | None, recipe: str) -> Path:
 
 def free_gib(path: Path) -> float:
     """Free disk space in GiB where `path` is, or would be."""
-    there = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
-    return shutil.disk_usage(there).free / 2**30
+    return shutil.disk_usage(_nearest_existing(path)).free / 2**30
 
 
 def check_name_is_free(runs_dir: Path, name: str | None) -> None:
     """Check that no run of that name exists.
 
     Raises:
-        RunError: one does.
+        RunError: one does, or the folder cannot be looked into.
     """
-    if name is not None and (runs_dir / name).exists():
-        raise RunError(
-            f"Run {runs_dir / name} exists already.",
-            f"Choose another --name, or go on with it: velodrome resume {runs_dir / name}",
-        )
+    with _clear_errors(runs_dir, CHOOSE_ANOTHER):
+        if name is not None and (runs_dir / name).exists():
+            raise _name_taken(runs_dir / name)
+
+
+def _name_taken(path: Path) -> RunError:
+    return RunError(
+        f"Run {path} exists already.",
+        f"Choose another --name, or go on with it: velodrome resume {shlex.quote(str(path))}",
+    )
 
 
 def check_can_write(runs_dir: Path) -> None:
@@ -161,33 +190,41 @@ def check_can_write(runs_dir: Path) -> None:
     Raises:
         RunError: they cannot.
     """
-    nearest = next(parent for parent in [runs_dir, *runs_dir.absolute().parents] if parent.exists())
-    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
-        return
-    reason = "permission denied" if nearest.is_dir() else f"{nearest} is not a folder"
-    raise RunError(
-        f"runs_dir is {runs_dir}, which cannot be written: {reason}.",
-        "Choose a folder that you may write to with --runs-dir.",
-    )
+    with _clear_errors(runs_dir, CHOOSE_ANOTHER):
+        nearest = _nearest_existing(runs_dir)
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that exists."""
+    return next(parent for parent in [path, *path.absolute().parents] if parent.exists())
 
 
 def open_run(path: Path) -> RunFolder:
     """An existing run folder.
 
     Raises:
-        RunError: there is none at `path`.
+        RunError: there is none at `path`, or it cannot be looked into.
     """
-    folder = RunFolder(path)
-    if not path.is_dir():
-        raise RunError(
-            f"Run {path} does not exist.", "Give the path of a run folder, for instance runs/quick-1."
-        )
-    if not folder.config.exists():
-        raise RunError(
-            f"{path} is not a run folder: it has no config.yaml.",
-            "Give the path of a run folder, for instance runs/quick-1.",
-        )
+    folder, remedy = RunFolder(path), "Give the path of a run folder, for instance runs/quick-1."
+    try:
+        if not path.is_dir():
+            raise RunError(f"Run {path} does not exist.", remedy)
+        if not folder.config.exists():
+            raise RunError(f"{path} is not a run folder: it has no config.yaml.", remedy)
+    except OSError as error:
+        raise RunError(f"Run {path} cannot be read: {error.strerror or error}.", remedy) from error
     return folder
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write `path` into a RunError that says what to do."""
+    with _clear_errors(path, "Free some space or mend the permissions, then try again."):
+        yield
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -198,7 +235,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _clear_errors(path, "Free some space or mend the permissions, then resume the run."):
+    with writing(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from velodrome.events import EpochDone, Event, RunStarted, StepDone, to_json
-from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically
+from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically, writing
 
 # Asking the device for figures makes it wait; this often is not felt, and smooth enough for the eye.
 REFRESH_S = 0.25
@@ -61,18 +62,22 @@ class EventLog:
     """Appends every event but single steps to events.jsonl."""
 
     def __init__(self, folder: RunFolder) -> None:
-        drop_torn_line(folder)
-        self._file = folder.events.open("a", encoding="utf-8")
+        self._path = folder.events
+        with writing(self._path):
+            drop_torn_line(folder)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def handle(self, event: Event) -> None:
         """Append one line."""
         if not isinstance(event, StepDone):
-            self._file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; every event was flushed, so there is nothing left to lose."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def drop_torn_line(folder: RunFolder) -> None:
@@ -141,7 +146,9 @@ class PlainDisplay:
         )
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        # Whoever reads the progress may go away; the run goes on.
+        with contextlib.suppress(OSError):
+            print(line, file=self._stream, flush=True)
 
 
 class LiveDisplay:

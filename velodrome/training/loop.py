@@ -73,7 +73,7 @@ def fit(
             images, labels = batches[index]
             lr = lr_at(state.step)
             set_lr(state.optimizer, lr)
-            seed_step(seed, state.step)
+            seed_step(seed, state.step, device)
             with autocast(device, precision):
                 logits = forward(images).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
@@ -148,6 +148,12 @@ def _not_finite(what: str, step: int, lr: float) -> TrainingError:
     )
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Fix what dropout draws in this step, whether or not the run was resumed before it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    # Only the generators that this run draws from; torch.manual_seed would seed those of all devices.
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)

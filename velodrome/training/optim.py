@@ -9,6 +9,8 @@ from velodrome.config import TrainSection
 
 # Adam's second moment; the value of Kingma & Ba (arXiv:1412.6980), rarely worth changing.
 BETA2 = 0.999
+# Tensors of the size of the weights that each optimizer keeps.
+STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2}
 
 
 def decayed_weights(model: nn.Module) -> list[nn.Parameter]:
