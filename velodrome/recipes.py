@@ -24,7 +24,7 @@ def quick(**settings: object) -> Config:
 
     velodrome train --data shapes
     """
-    ours = {"data": "shapes", "width": 16, "epochs": 5, "batch_size": 128, "lr": 0.05}
+    ours = {"data": "shapes", "width": 16, "epochs": 5, "batch_size": 128}
     return _recipe("quick", ours, settings)
 
 

@@ -14,7 +14,7 @@ Anneal = Literal["linear", "cosine"]
 
 # LRMAX by optimizer where none is given. LRMIN is a tenth of it, the lower end of the reference recipe's
 # range of LRMAX/10 to LRMAX/5.
-FIXED_LR = {"sgd": 0.02, "adam": 2e-3, "adamw": 2e-3}
+FIXED_LR = {"sgd": 0.05, "adam": 2e-3, "adamw": 2e-3}
 LR_MIN_SHARE = 0.1
 
 
