@@ -26,4 +26,4 @@ def build_model(model: ModelSection, *, classes: int, image_size: int, seed: int
         torch.default_generator.manual_seed(seed)
         network = ResNet9(classes=classes, width=model.width, dropout=model.dropout, image_size=image_size)
     # Convolutions of images whose channels lie together are faster on CPUs and on tensor cores alike.
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return, unused-ignore]

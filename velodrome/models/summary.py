@@ -219,11 +219,11 @@ class _Call:
     seen: Field | None = None
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Sees every operation of one forward pass, and which module it belongs to."""
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.model = model
         self.fields = WeakTensorKeyDictionary()  # tensor -> Field
         self.fields[image] = Field.of_input(image.shape)
@@ -250,7 +250,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _seen(self, tensor: Tensor) -> Field | None:
-        seen: Field | None = self.fields.get(tensor)  # type: ignore[no-untyped-call]
+        seen: Field | None = self.fields.get(tensor)  # type: ignore[no-untyped-call, unused-ignore]
         return seen
 
     def _enter(self, name: str, module: nn.Module, _inputs: Any) -> None:

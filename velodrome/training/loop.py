@@ -78,7 +78,7 @@ def fit(
                 logits = forward(images).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
             penalty = train.l1 * l1_norm(penalised) if penalised else 0.0
-            state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call, unused-ignore]
             skip_step_where(state.optimizer, ~loss.detach().isfinite())
             state.scaler.step(state.optimizer)
             state.scaler.update()

@@ -57,7 +57,7 @@ def skip_step_where(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
 
     This is the mechanism by which `torch.amp.GradScaler` skips steps of fused optimizers.
     """
-    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined, unused-ignore]
 
 
 def l1_norm(weights: list[nn.Parameter]) -> Tensor:

@@ -151,7 +151,7 @@ class TrainState:
             self.meter.done = int(numbers["steps_into_epoch"])  # type: ignore[call-overload]
             self.clock = Clock(float(numbers["train_s"]))  # type: ignore[arg-type]
             self.scaler.load_state_dict(numbers["scaler"])  # type: ignore[arg-type]
-            self.history = [EpochDone(**row) for row in numbers["history"]]  # type: ignore[attr-defined]
+            self.history = [EpochDone(**row) for row in numbers["history"]]  # type: ignore[attr-defined, unused-ignore]
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"The checkpoint does not fit the run's config.yaml: {str(error).splitlines()[0]}.",
