@@ -166,3 +166,12 @@ def test_dropout_acts_on_features_while_training():
 def test_image_sizes_that_cannot_be_halved_three_times(image_size):
     with pytest.raises(ConfigError, match=rf"image_size = {image_size}\b.*multiple of 8.*Set image_size to"):
         ResNet9(width=4, image_size=image_size)
+
+
+def test_the_features_of_the_head_start_short() -> None:
+    """The scale of the norms that feed the head decides which learning rates are stable at all."""
+    model = ResNet9()
+    scales = {name: set(p.tolist()) for name, p in model.named_parameters() if name.endswith("norm.weight")}
+    short = {name for name, values in scales.items() if values != {1.0}}
+    assert short == {"layer3.norm.weight", "layer3.residual.block2.norm.weight"}
+    assert {round(value, 6) for name in short for value in scales[name]} == {0.2}
