@@ -296,3 +296,13 @@ def test_weights_that_cannot_be_written_leave_the_old_ones(tmp_path, monkeypatch
             save_weights(path, groups(3.0)["model"], ABOUT)
     assert torch.equal(load_weights(path)[0]["fc.weight"], torch.full((3, 4), 2.0))
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_after_going_back_behind_a_damaged_checkpoint_it_makes_room(folder):
+    for step in (10, 20):
+        save(folder, step)
+    truncate(folder.checkpoints / "step-00000020" / "model.safetensors")
+    assert loaded_step(folder) == 10
+    save(folder, 12)
+    assert names(folder) == ["last.json", "step-00000010", "step-00000012"]
+    assert loaded_step(folder) == 12

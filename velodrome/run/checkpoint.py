@@ -77,9 +77,21 @@ def save_checkpoint(
             f"Free some space or mend the permissions, then: velodrome resume {folder.path}",
         ) from error
     write_json(folder.checkpoints / "last.json", {"checkpoint": name})
-    for old in _newest_first(folder)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _clear_away(folder, name)
     return name
+
+
+def _clear_away(folder: RunFolder, name: str) -> None:
+    """Remove all checkpoints but `name` and those before it that are kept.
+
+    One that is newer than `name` could not be read, or training would not have gone back behind it.
+    """
+    newest_first = _newest_first(folder)
+    kept = [path for path in newest_first if path.name <= name][:KEEP]
+    leftovers = folder.checkpoints.glob(".step-*.tmp")  # of a write that was killed
+    for path in [*newest_first, *leftovers]:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(folder: RunFolder) -> Checkpoint | None:
@@ -144,7 +156,7 @@ def _write(path: Path, data: bytes) -> str:
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:
-    return sorted(folder.checkpoints.glob("step-*"), key=lambda path: path.name, reverse=True)
+    return sorted(folder.checkpoints.glob("step-" + 8 * "[0-9]"), key=lambda path: path.name, reverse=True)
 
 
 def _read(path: Path) -> Checkpoint:
