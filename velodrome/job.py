@@ -46,11 +46,7 @@ from velodrome.models.summary import summarize
 from velodrome.reporting.page import write_report
 from velodrome.run.checkpoint import save_checkpoint, save_weights
 from velodrome.run.environment import describe_environment
-from velodrome.run.folder import (
-    RunFolder,
-    write_atomically,
-    write_json,
-)
+from velodrome.run.folder import RunFolder, write_atomically, write_json
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
 from velodrome.run.stopping import Every, StopRequest
 from velodrome.training.loop import Scores, fit, raise_if_not_finite
@@ -269,19 +265,20 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
     labels = torch.from_numpy(test.labels)
     write_predictions(folder, test, logits)
     save_weights(folder.model, state.tensors()["model"], _about_model(job))
-    last, train_s = state.history[-1], state.clock.elapsed_s()
+    last = state.history[-1]
+    finished = RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), state.clock.elapsed_s())
     result = {
-        "test_accuracy": accuracy(logits, labels),
-        "test_accuracy_tta": accuracy(logits_tta, labels),
+        "test_accuracy": finished.test_accuracy,
+        "test_accuracy_tta": finished.test_accuracy_tta,
         "test_loss": mean_loss(logits, labels),
         "train_accuracy": last.train_acc,
         "train_loss": last.train_loss,
         "val_accuracy": last.val_acc,
         "val_loss": last.val_loss,
-        "train_seconds": train_s,
+        "train_seconds": finished.train_seconds,
         "epochs": state.epoch,
         "params": _count_parameters(state.model),
-        "images_per_s": state.epoch * len(job.splits.train) / train_s,
+        "images_per_s": state.epoch * len(job.splits.train) / finished.train_seconds,
         "device": job.device.type,
         "precision": config.run.precision,
         "seed": config.run.seed,
@@ -290,7 +287,7 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
         "classes": list(test.classes),
     }
     write_json(folder.result, result)
-    return RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), train_s)
+    return finished
 
 
 def _about_model(job: Job) -> dict[str, object]:

@@ -243,23 +243,14 @@ def summary_of(model: ModelSection, classes: int) -> Summary:
 
 
 def read_config(folder: RunFolder) -> Config:
-    """The settings of a run.
+    """The settings of a run, on top of the recipe that they name.
 
     Raises:
-        ConfigError: config.yaml is damaged.
+        ConfigError: config.yaml cannot be read or holds a setting that is wrong.
     """
-    return config_from_file(folder.config)
-
-
-def config_from_file(path: Path) -> Config:
-    """The settings in a YAML file, on top of the recipe that it names.
-
-    Raises:
-        ConfigError: the file cannot be read or holds a setting that is wrong.
-    """
-    values = read_yaml(path)
+    values = read_yaml(folder.config)
     recipe = by_name(str(values.pop("recipe", "resnet9")))
-    return check(override(recipe(), values, origin=str(path)))
+    return check(override(recipe(), values, origin=str(folder.config)))
 
 
 def _check_place(config: Config) -> None:

@@ -134,31 +134,21 @@ def create_run(runs_dir: Path, name: str | None, recipe: str, fill: Callable[[Ru
         try:
             fill(RunFolder(draft))
             for path in [runs_dir / name] if name else _numbered(runs_dir, recipe):
-                # Of two processes that want the same name, one finds it taken.
-                with contextlib.suppress(FileExistsError), _taken_is_taken():
+                try:
                     draft.rename(path)
                     return RunFolder(path)
+                except OSError as error:
+                    # Of two processes that want the same name, one finds it taken.
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         raise _name_taken(runs_dir / str(name))
 
 
-@contextlib.contextmanager
-def _taken_is_taken() -> Iterator[None]:
-    """POSIX says "not empty" where a folder is renamed to one that is taken."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise FileExistsError from error
-        raise
-
-
 def next_run_folder(runs_dir: Path, name: str | None, recipe: str) -> Path:
     """The folder that `create_run` would make now."""
-    return (
-        runs_dir / name if name else next(path for path in _numbered(runs_dir, recipe) if not path.exists())
-    )
+    return runs_dir / name if name else next(_numbered(runs_dir, recipe))
 
 
 def free_gib(path: Path) -> float:

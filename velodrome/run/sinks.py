@@ -88,23 +88,21 @@ def drop_torn_line(folder: RunFolder) -> None:
             write_atomically(folder.events, data[: data.rfind(b"\n") + 1])
 
 
-class EpochTable:
-    """The lines of the table of epochs: a heading, and a row for each."""
+def epoch_heading() -> str:
+    """The heading of the table of epochs, in the widths of its rows."""
+    return (
+        f"{'epoch':>7}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  "
+        f"{'test acc':>8}  {'lr':>8}  {'images/s':>8}  {'time':>7}"
+    )
 
-    def heading(self) -> str:
-        """The heading, in the widths of the rows."""
-        return (
-            f"{'epoch':>7}  {'train loss':>10}  {'train acc':>9}  {'val acc':>8}  "
-            f"{'test acc':>8}  {'lr':>8}  {'images/s':>8}  {'time':>7}"
-        )
 
-    def row(self, event: EpochDone, epochs: int) -> str:
-        """One epoch."""
-        return (
-            f"{f'{event.epoch}/{epochs}':>7}  {event.train_loss:>10.4f}  {percent(event.train_acc):>9}  "
-            f"{percent(event.val_acc):>8}  {percent(event.test_acc):>8}  {event.lr:>8.3g}  "
-            f"{event.images_per_s:>8.0f}  {duration(event.time_s):>7}"
-        )
+def epoch_row(event: EpochDone, epochs: int) -> str:
+    """The row of one epoch."""
+    return (
+        f"{f'{event.epoch}/{epochs}':>7}  {event.train_loss:>10.4f}  {percent(event.train_acc):>9}  "
+        f"{percent(event.val_acc):>8}  {percent(event.test_acc):>8}  {event.lr:>8.3g}  "
+        f"{event.images_per_s:>8.0f}  {duration(event.time_s):>7}"
+    )
 
 
 class PlainDisplay:
@@ -113,7 +111,6 @@ class PlainDisplay:
     def __init__(self, read: ReadProgress, stream: TextIO | None = None) -> None:
         self._read = read
         self._stream = stream or sys.stderr
-        self._table = EpochTable()
         self._pace = Pace()
         self._epochs = self._steps = 0
         self._last_line_s = time.monotonic()
@@ -124,11 +121,11 @@ class PlainDisplay:
             self._epochs, self._steps = event.epochs, event.epochs * event.steps_per_epoch
             self._pace.start(event.step)
             self._say(started_line(event))
-            self._say(self._table.heading())
+            self._say(epoch_heading())
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, EpochDone):
-            self._say(self._table.row(event, self._epochs))
+            self._say(epoch_row(event, self._epochs))
             self._last_line_s = time.monotonic()
 
     def close(self) -> None:
@@ -157,7 +154,6 @@ class LiveDisplay:
     def __init__(self, read: ReadProgress, console: Console | None = None) -> None:
         self._read = read
         self._console = console or Console(stderr=True, highlight=False)
-        self._table = EpochTable()
         self._pace = Pace()
         self._progress: Progress | None = None
         self._started: RunStarted | None = None
@@ -170,7 +166,7 @@ class LiveDisplay:
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, EpochDone) and self._started:
-            self._print(self._table.row(event, self._started.epochs))
+            self._print(epoch_row(event, self._started.epochs))
 
     def close(self) -> None:
         """Remove the bar and leave the table."""
@@ -192,7 +188,7 @@ class LiveDisplay:
         )
         self._progress.add_task("epoch", total=event.steps_per_epoch, epoch="", figures="starting")
         self._print(started_line(event))
-        self._print(self._table.heading())
+        self._print(epoch_heading())
         self._progress.start()
 
     def _step(self, event: StepDone) -> None:
