@@ -60,6 +60,7 @@ def test_the_run_folder_holds_the_contract(run: vd.Run) -> None:
         "probabilities.npy",
         "result.json",
         "report.html",
+        ".lock",
     }
     wanted = {
         *("test_accuracy", "test_accuracy_tta", "test_loss", "train_accuracy", "train_loss"),

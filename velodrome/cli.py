@@ -15,6 +15,7 @@ import sys
 import traceback
 import types
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ from velodrome.errors import (
     EXIT_INTERRUPTED,
     ConfigError,
     VelodromeError,
+    VelodromeWarning,
     did_you_mean,
     nearest,
 )
@@ -57,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments is None:
             return EXIT_DONE
         run: Callable[[argparse.Namespace], None] = arguments.run
-        run(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", VelodromeWarning)
+            warnings.showwarning = _show_warning
+            run(arguments)
         sys.stdout.flush()
         return EXIT_DONE
     except VelodromeError as error:
@@ -163,6 +168,8 @@ def _add_resume(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "resume", _resume, "go on exactly where a run stopped")
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
     _add_output_flags(parser)
+    more = "more epochs than the run has; the added ones keep the learning rate with which its schedule ends"
+    parser.add_argument("--epochs", dest="set_epochs", metavar="N", default=argparse.SUPPRESS, help=more)
     _add_settings(parser, "data", only=("data_root",))
     return typing.cast(argparse.ArgumentParser, parser)
 
@@ -271,11 +278,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> None:
+    given = _overrides(arguments)
+    checked = override(Config(), given, "flags")
     from velodrome import session
 
-    root = _overrides(arguments).get("data_root")
     run = session.resume(
-        arguments.path, data_root=None if root is None else str(root), progress=not arguments.quiet
+        arguments.path,
+        epochs=checked.train.epochs if "epochs" in given else None,
+        data_root=checked.data.data_root,
+        progress=not arguments.quiet,
     )
     _tell_result(run, arguments)
 
@@ -357,6 +368,14 @@ def _say(line: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **_: Any) -> None:
+    """Our own warnings as one line, those of others as Python has them."""
+    if issubclass(category, VelodromeWarning):
+        _say(f"velodrome: {message}")
+    else:
+        _say(warnings.formatwarning(message, category, *where[:2]))
 
 
 def _nowhere() -> typing.TextIO:

@@ -119,6 +119,9 @@ class TrainSection:
     schedule: Literal["one-cycle", "cosine", "constant"] = setting(
         "one-cycle", "learning rate over the steps; LRMIN, peak and anneal are for one-cycle"
     )
+    schedule_epochs: int | None = setting(
+        None, "epochs that the schedule spans, else all; later ones keep its last learning rate", at_least(1)
+    )
     lr: float | Auto = setting("auto", "LRMAX, the highest learning rate; auto: a fixed value", above(0))
     lr_min: float | Auto = setting(
         "auto", "LRMIN, the learning rate of the first step; auto: LRMAX/10", above(0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Literal, cast
 
 import torch
@@ -99,6 +101,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which convolutions and matrix products compute in `precision`; weights stay float32."""
     half = HALF_TYPES.get(precision)
     return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let operations on the CPU use this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def synchronize(device: torch.device) -> None:

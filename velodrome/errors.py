@@ -68,6 +68,10 @@ class InterruptedRunError(VelodromeError):
         self.exit_code = exit_code
 
 
+class VelodromeWarning(UserWarning):
+    """Something is not as it should be, but the work goes on; the command prints it as one line."""
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `word`, or None where none is like it."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)

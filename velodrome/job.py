@@ -9,8 +9,10 @@ import math
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +30,7 @@ from velodrome.errors import (
     InterruptedRunError,
     RunError,
     TrainingError,
+    VelodromeWarning,
 )
 from velodrome.evaluation.answers import write_predictions
 from velodrome.evaluation.metrics import accuracy, mean_loss
@@ -44,8 +47,8 @@ from velodrome.events import (
 from velodrome.models.build import build_model
 from velodrome.models.summary import summarize
 from velodrome.reporting.page import write_report
-from velodrome.run.checkpoint import save_checkpoint, save_weights
-from velodrome.run.environment import describe_environment
+from velodrome.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
+from velodrome.run.environment import bits_depend_on, describe_environment
 from velodrome.run.folder import RunFolder, write_atomically, write_json
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
 from velodrome.run.stopping import Every, StopRequest
@@ -144,14 +147,55 @@ def _check_batch(batch_size: int, images: int) -> None:
 
 
 def describe(folder: RunFolder, job: Job) -> None:
-    """Write down what is known before training starts."""
+    """Write down what is known before training starts or goes on."""
     # The folder itself is the name; without it in the settings they can be used for another run.
     nameless = replace(job.config, run=replace(job.config.run, name=None))
     write_atomically(folder.config, to_yaml(nameless))
-    write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
+    if not _recorded_environment(folder):  # it tells how the run began
+        write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
     channels_first = (3, *job.splits.train.images_u8.shape[1:3])
     write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
-    folder.checkpoints.mkdir()
+    folder.checkpoints.mkdir(exist_ok=True)
+
+
+def restore(folder: RunFolder, job: Job) -> int:
+    """Put the job where its newest good checkpoint left it, if there is one.
+
+    Warns (VelodromeWarning) where the run goes on with another torch or on another CPU.
+
+    Returns:
+        The number of threads to go on with, that with which the run was trained so far.
+
+    Raises:
+        RunError: there are checkpoints, but none that is whole and this run's.
+    """
+
+    def into_job(checkpoint: Checkpoint) -> None:
+        seed = checkpoint.numbers.get("seed")
+        if seed != job.config.run.seed:
+            raise RunError(f"it is of seed {seed}, not {job.config.run.seed}.", "Resume another run.")
+        job.state.restore(checkpoint.tensors, checkpoint.numbers)
+
+    checkpoint = load_checkpoint(folder, into_job)
+    before = checkpoint.numbers if checkpoint else _recorded_environment(folder)
+    here = bits_depend_on()
+    for key in ("torch", "cpu"):
+        if before.get(key, here[key]) != here[key]:
+            message = (
+                f"The run began with {key} {before[key]} and goes on with {here[key]}, so the last bits of "
+                "its result may differ from those of a run that was never interrupted."
+            )
+            warnings.warn(message, VelodromeWarning, stacklevel=2)
+    threads = before.get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else torch.get_num_threads()
+
+
+def _recorded_environment(folder: RunFolder) -> dict[str, Any]:
+    """What environment.json says; nothing where it is damaged or missing."""
+    try:
+        return folder.read_json(folder.environment) or {}
+    except RunError:
+        return {}
 
 
 def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
@@ -207,7 +251,7 @@ def _listening(folder: RunFolder, job: Job, *, progress: bool) -> Iterator[Tell]
 def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
     """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
     state, config = job.state, job.config
-    lr_at = make_schedule(config.train, job.total_steps)
+    lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
     events = fit(
         state,
         job.loader,
@@ -230,7 +274,7 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
             if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
                 # Asked first, so that no checkpoint holds a broken network.
                 raise_if_not_finite(state, lr_at)
-                _save(folder, state, tell)
+                _save(folder, job, tell)
             if stop.signal and state.step < job.total_steps:
                 tell(RunStopped(state.step, signal.Signals(stop.signal).name))
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
@@ -240,9 +284,10 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
         raise
 
 
-def _save(folder: RunFolder, state: TrainState, tell: Tell) -> None:
-    name = save_checkpoint(folder, state.step, state.tensors(), state.numbers())
-    tell(CheckpointSaved(name, state.step))
+def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
+    state = job.state
+    numbers = {**state.numbers(), "seed": job.config.run.seed, **bits_depend_on()}
+    tell(CheckpointSaved(save_checkpoint(folder, state.step, state.tensors(), numbers), state.step))
 
 
 def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> InterruptedRunError:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import html
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from velodrome.config import Config, ModelSection, check, override, read_yaml
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Normalisation, Splits
 from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
-from velodrome.device import available_devices, find_compiler, matrix_speeds, pick_device, pick_precision
+from velodrome.device import (
+    available_devices,
+    find_compiler,
+    matrix_speeds,
+    pick_device,
+    pick_precision,
+    threads,
+)
 from velodrome.errors import ConfigError, RunError
 from velodrome.evaluation.predict import Classifier
-from velodrome.job import carry_on, describe, prepare, resolve
+from velodrome.job import carry_on, describe, prepare, resolve, restore
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.recipes import by_name, resnet9
 from velodrome.reporting.page import write_report
-from velodrome.run.checkpoint import KEEP, load_checkpoint, load_weights
+from velodrome.run.checkpoint import KEEP, load_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
     RunFolder,
@@ -32,10 +38,11 @@ from velodrome.run.folder import (
     next_run_folder,
     open_run,
 )
+from velodrome.run.lock import locked
 from velodrome.run.sinks import duration
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
-from velodrome.training.schedule import make_schedule
+from velodrome.training.schedule import extend, make_schedule
 
 
 class Run:
@@ -96,41 +103,52 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     job = prepare(config, progress=progress)
     run = job.config.run
     folder = create_run(run.runs_dir, run.name, job.config.recipe, lambda draft: describe(draft, job))
-    carry_on(folder, job, progress=progress)
+    with locked(folder):
+        carry_on(folder, job, progress=progress)
     return Run(folder)
 
 
-def resume(path: Path | str, *, data_root: Path | str | None = None, progress: bool = True) -> Run:
+def resume(
+    path: Path | str,
+    *,
+    epochs: int | None = None,
+    data_root: Path | str | None = None,
+    progress: bool = True,
+) -> Run:
     """Go on exactly where a run stopped. A run that is complete is returned as it is.
+
+    On the same machine's CPU the result is bit for bit that of a run that was never interrupted.
 
     Args:
         path: of the run folder.
+        epochs: more than the run has, to train it for longer, be it complete or not. The epochs that it had
+            keep their schedule; the new ones have the learning rate with which that ends.
         data_root: where the data set lies now, if it has moved since.
         progress: show it on stderr.
 
     Raises:
-        VelodromeError: there is no such run, it is damaged, or training had to stop again.
+        VelodromeError: there is no such run, it is damaged, in use by another process, or cannot be given
+            these epochs; or training had to stop again.
     """
     folder = open_run(Path(path))
-    if folder.is_finished:
+    if folder.is_finished and (epochs is None or epochs == read_config(folder).train.epochs):
         if progress:
             sys.stderr.write(f"{path} has finished already; nothing is left to do.\n")
         if not folder.report.exists():  # killed on the last few metres
             write_report(folder)
         return Run(folder)
-    environment = folder.read_json(folder.environment) or {}
-    threads = environment.get("threads")
-    if isinstance(threads, int):
-        # The order in which partial sums are added depends on it, and with that the last bits.
-        torch.set_num_threads(threads)
-    config = read_config(folder)
-    if data_root is not None:
-        config = override(config, {"data_root": data_root})
-    job = prepare(config, progress=progress)
-    checkpoint = load_checkpoint(folder)
-    if checkpoint:
-        job.state.restore(checkpoint.tensors, checkpoint.numbers)
-    carry_on(folder, job, progress=progress)
+    with locked(folder):
+        config = read_config(folder)
+        if data_root is not None:
+            config = override(config, {"data_root": data_root})
+        if epochs is not None:
+            config = replace(config, train=extend(config.train, epochs))
+        job = prepare(config, progress=progress)
+        threads_so_far = restore(folder, job)
+        folder.unfinish()
+        describe(folder, job)
+        with threads(threads_so_far):
+            carry_on(folder, job, progress=progress)
     return Run(folder)
 
 
@@ -179,7 +197,7 @@ def plan(config: Config) -> dict[str, object]:
     splits = blank_splits(config.data, config.run.seed) if fetched else None
     job = prepare(config, splits, progress=False)
     settings, side = job.config.train, job.splits.train.images_u8.shape[1]
-    lr_at, last = make_schedule(settings, job.total_steps), job.total_steps - 1
+    lr_at, last = make_schedule(settings, job.loader.steps_per_epoch), job.total_steps - 1
     peak = max(range(job.total_steps), key=lr_at)
     totals = summarize(job.state.model, (3, side, side)).totals
     speed = images_per_s(job.state.model, (3, side, side), precision=job.config.run.precision)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from velodrome.errors import RunError
-from velodrome.run.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from velodrome.errors import RunError, VelodromeWarning
+from velodrome.events import CheckpointSaved, to_json
+from velodrome.run.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
 from velodrome.run.folder import RunFolder
 
 Groups = dict[str, dict[str, Tensor]]
@@ -37,9 +38,13 @@ def save(folder: RunFolder, step: int) -> str:
     return save_checkpoint(folder, step, groups(float(step)), {"step": step, "history": [{"val_acc": None}]})
 
 
+def load(folder: RunFolder) -> Checkpoint | None:
+    return load_checkpoint(folder, restore=lambda checkpoint: None)
+
+
 def loaded_step(folder: RunFolder) -> int:
     """Which checkpoint is read, after checking that its tensors and numbers belong together."""
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load(folder)
     assert checkpoint is not None
     step = checkpoint.numbers["step"]
     assert checkpoint.name == f"step-{step:08d}"
@@ -53,7 +58,7 @@ def names(folder: RunFolder) -> list[str]:
 
 def test_round_trip(folder):
     assert save(folder, 98) == "step-00000098"
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load(folder)
     assert checkpoint.name == "step-00000098"
     assert checkpoint.numbers["step"] == 98
     assert checkpoint.numbers["history"] == [{"val_acc": None}]
@@ -66,9 +71,9 @@ def test_round_trip(folder):
 
 
 def test_none_where_none_was_written(folder):
-    assert load_checkpoint(folder) is None
+    assert load(folder) is None
     folder.checkpoints.rmdir()
-    assert load_checkpoint(folder) is None
+    assert load(folder) is None
 
 
 def test_the_files_and_the_pointer(folder):
@@ -147,7 +152,27 @@ def test_the_one_before_is_read_where_the_last_is_damaged(folder, damage):
     save(folder, 196)
     file, harm = DAMAGE[damage]
     harm(folder.checkpoints / "step-00000196" / file)
-    assert loaded_step(folder) == 98
+    with pytest.warns(VelodromeWarning, match=r"step-00000196: .*Going on from step-00000098\.$"):
+        assert loaded_step(folder) == 98
+
+
+def test_one_that_is_another_runs_is_passed_over(folder):
+    save(folder, 98)
+    save(folder, 196)
+
+    def restore(checkpoint: Checkpoint) -> None:
+        if checkpoint.name == "step-00000196":
+            raise RunError("it is another run's.", "Resume that.")
+
+    with pytest.warns(VelodromeWarning, match=r"step-00000196: it is another run's"):
+        checkpoint = load_checkpoint(folder, restore)
+    assert checkpoint.name == "step-00000098"
+
+
+def test_none_left_of_those_that_were_is_an_error(folder):
+    folder.events.write_text(json.dumps(to_json(CheckpointSaved("step-00000098", 98))) + "\n")
+    with pytest.raises(RunError, match=r"No checkpoint is left in .*although step-00000098 was written"):
+        load(folder)
 
 
 def test_foreign_things_among_the_checkpoints_are_passed_over(folder):
@@ -155,7 +180,8 @@ def test_foreign_things_among_the_checkpoints_are_passed_over(folder):
     (folder.checkpoints / "step-00000200").mkdir()
     (folder.checkpoints / "step-notes.txt").write_text("mine")
     (folder.checkpoints / ".step-00000300.tmp").mkdir()
-    assert loaded_step(folder) == 98
+    with pytest.warns(VelodromeWarning, match="step-00000200"):
+        assert loaded_step(folder) == 98
 
 
 def test_a_checksum_cannot_lead_outside_the_checkpoint(folder, tmp_path):
@@ -167,7 +193,7 @@ def test_a_checksum_cannot_lead_outside_the_checkpoint(folder, tmp_path):
     state["sha256"] = {str(outside): state["sha256"]["model.safetensors"]}
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(RunError):
-        load_checkpoint(folder)
+        load(folder)
 
 
 def test_all_damaged_is_an_error_that_names_each(folder):
@@ -176,7 +202,7 @@ def test_all_damaged_is_an_error_that_names_each(folder):
     flip_a_bit(folder.checkpoints / "step-00000098" / "model.safetensors")
     remove(folder.checkpoints / "step-00000196" / "training.safetensors")
     with pytest.raises(RunError) as caught:
-        load_checkpoint(folder)
+        load(folder)
     text = str(caught.value)
     assert "step-00000098: the checksum of model.safetensors does not match" in text
     assert "step-00000196: " in text
@@ -302,7 +328,8 @@ def test_after_going_back_behind_a_damaged_checkpoint_it_makes_room(folder):
     for step in (10, 20):
         save(folder, step)
     truncate(folder.checkpoints / "step-00000020" / "model.safetensors")
-    assert loaded_step(folder) == 10
+    with pytest.warns(VelodromeWarning, match="step-00000020"):
+        assert loaded_step(folder) == 10
     save(folder, 12)
     assert names(folder) == ["last.json", "step-00000010", "step-00000012"]
     assert loaded_step(folder) == 12

@@ -74,7 +74,7 @@ def start(train: TrainSection, dropout: float = 0.0, model: nn.Module | None = N
 def go(
     state: TrainState, loader: Loader, train: TrainSection, precision: str = "fp32", scores: Scores = SCORES
 ) -> Iterator[StepDone | EpochDone]:
-    schedule = make_schedule(train, train.epochs * STEPS)
+    schedule = make_schedule(train, STEPS)
     return fit(state, loader, schedule, train, precision=precision, seed=5, score=lambda _model: scores)
 
 
@@ -117,7 +117,7 @@ def test_the_learning_rate_reported_is_the_one_used(loader):
     events = list(go(state, loader, train))
     steps = [event for event in events if isinstance(event, StepDone)]
     epochs = [event for event in events if isinstance(event, EpochDone)]
-    lr_at = make_schedule(train, 3 * STEPS)
+    lr_at = make_schedule(train, STEPS)
     expected = [lr_at(step) for step in range(3 * STEPS)]
     assert len(set(expected)) == 3 * STEPS
     assert [event.lr for event in steps] == expected
@@ -140,7 +140,7 @@ def test_figures_equal_those_of_a_plain_loop(loader):
     train = section(epochs=2, weight_decay=0.01)
     ours = [event for event in go(start(train), loader, train) if isinstance(event, EpochDone)]
 
-    model, lr_at = make_model(), make_schedule(train, 2 * STEPS)
+    model, lr_at = make_model(), make_schedule(train, STEPS)
     weights = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim == 1]
     groups = [{"params": weights, "weight_decay": 0.01}, {"params": others}]
@@ -175,7 +175,7 @@ def test_scores_are_taken_after_each_epoch_and_passed_on(loader):
         assert model is state.model
         return Scores(1.5, 0.25, 2.5, 0.125)
 
-    schedule = make_schedule(train, 2 * STEPS)
+    schedule = make_schedule(train, STEPS)
     list(fit(state, loader, schedule, train, precision="fp32", seed=5, score=score))
     assert seen == [STEPS, 2 * STEPS]
     row = state.history[-1]
@@ -187,7 +187,7 @@ def test_training_mode_is_set_again_after_scoring(loader):
     modes = []
     state = start(train)
     state.model.register_forward_pre_hook(lambda model, _args: modes.append(model.training))
-    schedule = make_schedule(train, 2 * STEPS)
+    schedule = make_schedule(train, STEPS)
 
     def score(model: nn.Module) -> Scores:
         model.eval()
@@ -392,7 +392,7 @@ def test_a_step_whose_loss_is_not_finite_changes_no_weight(loader, optimizer, ba
 def test_it_is_told_in_the_middle_of_an_epoch_when_asked(loader):
     train = section()
     state = start(train, model=Failing(1))
-    schedule = make_schedule(train, 2 * STEPS)
+    schedule = make_schedule(train, STEPS)
     events = go(state, loader, train)
     next(events)
     assert raise_if_not_finite(state, schedule).loss == pytest.approx(state.meter.step_losses()[0])
@@ -408,7 +408,7 @@ def test_a_weight_that_is_not_finite_is_noticed_before_the_next_loss_shows_it(lo
     next(go(state, loader, train))
     assert state.meter.read().bad_step is None
     with pytest.raises(TrainingError, match=r"A weight is not finite at step 0 \(learning rate 0\.05\)"):
-        raise_if_not_finite(state, make_schedule(train, 2 * STEPS))
+        raise_if_not_finite(state, make_schedule(train, STEPS))
 
 
 def test_a_learning_rate_out_of_all_bounds_is_an_error(loader):

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from velodrome.config import TrainSection
 from velodrome.errors import ConfigError
-from velodrome.training.schedule import FIXED_LR, cosine, make_schedule, one_cycle, resolve_lr
+from velodrome.training.schedule import FIXED_LR, cosine, extend, make_schedule, one_cycle, resolve_lr
 
 
 def torch_lrs(make: type[LRScheduler], total: int, lr: float = 1.0, **settings: object) -> list[float]:
@@ -27,7 +27,7 @@ def torch_lrs(make: type[LRScheduler], total: int, lr: float = 1.0, **settings: 
 
 
 def schedule_of(total: int, **settings: object) -> list[float]:
-    lr_at = make_schedule(resolve_lr(TrainSection(**settings)), total)
+    lr_at = make_schedule(resolve_lr(TrainSection(epochs=1, **settings)), steps_per_epoch=total)
     return [lr_at(step) for step in range(total)]
 
 
@@ -136,3 +136,40 @@ def test_rates_that_were_given_are_kept():
     given = TrainSection(lr=0.5, lr_min=0.3, lr_final=0.0)
     assert resolve_lr(given) == given
     assert resolve_lr(TrainSection(lr=0.5, lr_min=0.3)).lr_final == 0.3
+
+
+def test_epochs_beyond_the_schedule_keep_its_last_rate():
+    train = resolve_lr(TrainSection(epochs=5, schedule_epochs=3, lr=0.1, lr_min=0.02))
+    lr_at = make_schedule(train, steps_per_epoch=4)
+    assert [lr_at(step) for step in range(12)] == schedule_of(12, lr=0.1, lr_min=0.02)
+    assert [lr_at(step) for step in range(12, 20)] == [pytest.approx(0.02)] * 8
+
+
+def test_a_schedule_may_be_left_before_its_end():
+    train = resolve_lr(TrainSection(epochs=1, schedule_epochs=3, lr=0.1, lr_min=0.02))
+    lr_at = make_schedule(train, steps_per_epoch=4)
+    assert [lr_at(step) for step in range(4)] == schedule_of(12, lr=0.1, lr_min=0.02)[:4]
+
+
+def test_extending_leaves_the_schedule_of_the_epochs_before_as_it_was():
+    once = extend(resolve_lr(TrainSection(epochs=3)), 4)
+    assert (once.epochs, once.schedule_epochs) == (4, 3)
+    twice = extend(once, 6)
+    assert (twice.epochs, twice.schedule_epochs) == (6, 3)
+
+
+def test_extending_by_nothing_changes_nothing_that_is_trained():
+    train = resolve_lr(TrainSection(epochs=3, lr_final=0.0))
+    before, after = make_schedule(train, 5), make_schedule(extend(train, 3), 5)
+    assert [before(step) for step in range(15)] == [after(step) for step in range(15)]
+
+
+def test_fewer_epochs_are_refused():
+    with pytest.raises(ConfigError, match="epochs is 2, but the run has 3"):
+        extend(resolve_lr(TrainSection(epochs=3)), 2)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+def test_extending_a_schedule_that_ends_at_zero_is_refused(schedule):
+    with pytest.raises(ConfigError, match="ends at 0"):
+        extend(resolve_lr(TrainSection(epochs=3, schedule=schedule, lr_final=0.0)), 4)

@@ -3,7 +3,8 @@
 A checkpoint is a folder `checkpoints/step-00000098/` with `model.safetensors`, `training.safetensors` and
 `state.json`, which holds the sha256 of the other two. It is written under a temporary name, brought to the
 disk and renamed; then the pointer `checkpoints/last.json`, for readers outside, moves to it. The one before
-it is kept, for the day the last cannot be read.
+it is kept, for the day the last cannot be read. Beside the state of the training, `state.json` names the
+`seed`, the number of `threads`, the `torch` version and the `cpu`, on which the last bits depend.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from velodrome.errors import RunError
+from velodrome.errors import RunError, VelodromeWarning
 from velodrome.run.folder import RunFolder, sync_folder, write_atomically, write_json
 
 FORMAT = 1
@@ -94,23 +96,42 @@ def _clear_away(folder: RunFolder, name: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def load_checkpoint(folder: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where none was ever written.
+def load_checkpoint(folder: RunFolder, restore: Callable[[Checkpoint], None]) -> Checkpoint | None:
+    """Restore the newest checkpoint that is whole and fits, and return it; None where none was ever written.
+
+    Warns (VelodromeWarning) where it is not the newest of all.
+
+    Args:
+        folder: of the run.
+        restore: makes the checkpoint the state of the run; raises RunError where it is another run's.
 
     Raises:
-        RunError: there are checkpoints, but all are damaged; says what is wrong with each.
+        RunError: there are checkpoints, but all are damaged, and says what is wrong with each; or there are
+            none any more, although the log tells of some.
     """
+    remedy = "Restore the folder from a copy, or start a new run."
     problems = []
     for path in _newest_first(folder):
         try:
-            return _read(path)
+            checkpoint = _read(path)
+            restore(checkpoint)
+        except RunError as error:
+            problems.append(f"{path.name}: {error.problem}")
+            continue
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             problems.append(f"{path.name}: {error}")
+            continue
+        if problems:
+            message = f"A checkpoint cannot be read ({'; '.join(problems)}). Going on from {path.name}."
+            warnings.warn(message, VelodromeWarning, stacklevel=2)
+        return checkpoint
     if problems:
-        raise RunError(
-            f"No checkpoint in {folder.checkpoints} can be read ({'; '.join(problems)}).",
-            "Restore the folder from a copy, or start a new run.",
-        )
+        problem = f"No checkpoint in {folder.checkpoints} can be read ({'; '.join(problems)})."
+        raise RunError(problem, remedy)
+    saved = [event["checkpoint"] for event in folder.read_events() if event.get("event") == "CheckpointSaved"]
+    if saved:
+        problem = f"No checkpoint is left in {folder.checkpoints}, although {saved[-1]} was written."
+        raise RunError(problem, remedy)
     return None
 
 

@@ -37,6 +37,14 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, obje
     }
 
 
+def bits_depend_on() -> dict[str, object]:
+    """What the last bits of a result on the CPU depend on, besides the settings; all JSON values.
+
+    Each thread adds up a part of a sum, and torch chooses other kernels on another CPU.
+    """
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "cpu": cpu_name()}
+
+
 def device_name(device: torch.device) -> str:
     """The product name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

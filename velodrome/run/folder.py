@@ -44,6 +44,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.history = path / "history.csv"
         self.events = path / "events.jsonl"
+        self.lock = path / ".lock"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
@@ -62,6 +63,15 @@ class RunFolder:
         """Whether the run is complete: result.json is written last."""
         return self.result.exists()
 
+    def unfinish(self) -> None:
+        """Take back that the run is complete.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        with writing(self.result):
+            self.result.unlink(missing_ok=True)
+
     def read_history(self) -> list[dict[str, float | None]]:
         """The rows of history.csv, one an epoch; None where a cell is empty. No rows without the file.
 
@@ -78,22 +88,19 @@ class RunFolder:
             raise _damaged(self.history, error) from error
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The events so far, oldest first; a last line that was cut off by a kill is left out.
+        """The events so far, oldest first. Damaged lines are left out: a log is no reason to lose a run.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file cannot be read.
         """
         if not self.events.exists():
             return []
-        # Not splitlines(): names may contain characters that it takes for line ends.
-        *whole, _torn = self.events.read_text(encoding="utf-8", errors="replace").split("\n")
         try:
-            events = [json.loads(line) for line in whole]
-        except ValueError as error:
+            text = self.events.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
             raise _damaged(self.events, error) from error
-        if not all(isinstance(event, dict) for event in events):
-            raise _damaged(self.events, ValueError("a line is not a JSON object"))
-        return events
+        # Not splitlines(): names may contain characters that it takes for line ends.
+        return [event for event in map(_json_object, text.split("\n")) if event is not None]
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """The JSON object in one of the folder's files, None where the file is missing.
@@ -272,6 +279,15 @@ def _numbered(runs_dir: Path, recipe: str) -> Iterator[Path]:
     while True:
         number += 1
         yield runs_dir / f"{recipe}-{number}"
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    """The JSON object in a line, None where it holds no such thing."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

@@ -26,11 +26,12 @@ class Every:
 class StopRequest:
     """Turns signals that ask for a stop into a note that is read between two steps.
 
-    A second Ctrl-C stops at once, without saving. Outside the main thread, where Python delivers no signals,
-    it does nothing.
+    SIGHUP, by which a terminal says that it closes, counts unless it is ignored, as under `nohup`. A second
+    Ctrl-C stops at once, without saving. Outside the main thread, where Python delivers no signals, it does
+    nothing.
     """
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
     def __init__(self) -> None:
         self.signal: int = 0
@@ -38,10 +39,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._note)
+            there = {name: getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)}
+            if "SIGHUP" in there and signal.getsignal(there["SIGHUP"]) == signal.SIG_IGN:
+                del there["SIGHUP"]
+            for number in there.values():
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

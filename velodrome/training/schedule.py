@@ -58,12 +58,21 @@ def cosine(step: int, total_steps: int, *, lr_max: float, lr_final: float) -> fl
     return _between(lr_max, lr_final, step / max(total_steps - 1, 1), "cosine")
 
 
-def make_schedule(train: TrainSection, total_steps: int) -> Callable[[int], float]:
+def make_schedule(train: TrainSection, steps_per_epoch: int) -> Callable[[int], float]:
     """The schedule of a section in which no learning rate is "auto" any more: step -> learning rate.
+
+    It spans `schedule_epochs`, or else all epochs; every step after that has the learning rate of its last.
 
     Raises:
         ConfigError: a learning rate is still "auto".
     """
+    total_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
+    shape = _shape(train, total_steps)
+    return lambda step: shape(min(step, total_steps - 1))
+
+
+def _shape(train: TrainSection, total_steps: int) -> Callable[[int], float]:
+    """Step -> learning rate, for the steps that the schedule spans."""
     lr_max, lr_min, lr_final = _number(train.lr), _number(train.lr_min), _number(train.lr_final)
     if train.schedule == "constant":
         return lambda _step: lr_max
@@ -78,6 +87,28 @@ def make_schedule(train: TrainSection, total_steps: int) -> Callable[[int], floa
         peak=train.peak,
         anneal=train.anneal,
     )
+
+
+def extend(train: TrainSection, epochs: int) -> TrainSection:
+    """The section with more epochs, which leave the schedule of those before them as it was.
+
+    They keep the learning rate with which the schedule ends.
+
+    Raises:
+        ConfigError: `epochs` are fewer than there are, or the schedule ends at 0, where nothing is learned.
+    """
+    if epochs < train.epochs:
+        raise ConfigError(
+            f"epochs is {epochs}, but the run has {train.epochs}, and can only be given more.",
+            "Stop a run earlier with Ctrl-C, or start another with fewer --epochs.",
+        )
+    extended = replace(train, epochs=epochs, schedule_epochs=train.schedule_epochs or train.epochs)
+    if epochs > train.epochs and make_schedule(extended, steps_per_epoch=1)(epochs - 1) == 0:
+        raise ConfigError(
+            "The learning rate of this run ends at 0, so that more epochs would change nothing.",
+            "Train with --lr-final above 0 to be able to go on.",
+        )
+    return extended
 
 
 def resolve_lr(train: TrainSection) -> TrainSection:

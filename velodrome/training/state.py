@@ -154,7 +154,7 @@ class TrainState:
             self.history = [EpochDone(**row) for row in numbers["history"]]  # type: ignore[attr-defined, unused-ignore]
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
-                f"The checkpoint does not fit the run's config.yaml: {str(error).splitlines()[0]}.",
+                f"it does not fit the run's config.yaml: {str(error).splitlines()[0]}.",
                 "Resume with the config that the run was started with, or start a new run.",
             ) from error
 

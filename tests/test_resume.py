@@ -1,0 +1,288 @@
+"""Resuming: the same bytes, more epochs, another machine; with real processes where it matters."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import velodrome as vd
+from velodrome import job
+from velodrome.errors import ConfigError, InterruptedRunError, RunError, VelodromeWarning
+from velodrome.run.folder import HISTORY_COLUMNS, open_run
+from velodrome.run.lock import locked
+from velodrome.training import loop as training
+
+SMALL = {
+    "limit_train": 200,
+    "limit_test": 60,
+    "batch_size": 64,
+    "width": 4,
+    "epochs": 2,
+    "lr": 0.05,
+    "dropout": 0.1,
+    "precision": "fp32",
+}
+FLAGS = [word for key, value in SMALL.items() for word in ("--" + key.replace("_", "-"), str(value))]
+
+
+def small(tmp_path: Path, **changes: object) -> vd.Config:
+    return vd.recipes.quick(runs_dir=tmp_path / "runs", **{**SMALL, **changes})
+
+
+def velodrome(*words: str) -> list[str]:
+    return [sys.executable, "-m", "velodrome", *words]
+
+
+def start(*words: str, cwd: Path, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(velodrome(*words), cwd=cwd, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a checkpoint of at least this step is announced."""
+    for _ in range(600):
+        assert process.poll() is None, process.communicate()
+        if (run / "events.jsonl").exists():
+            *lines, _torn = (run / "events.jsonl").read_text().split("\n")
+            if any(
+                json.loads(line).get("event") == "CheckpointSaved" and json.loads(line)["step"] >= step
+                for line in lines
+            ):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+def weights_of(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+def learned(run: Path) -> list[list[str]]:
+    """The columns of history.csv that do not depend on how fast the machine was."""
+    columns = [column for column in HISTORY_COLUMNS if column not in ("time_s", "images_per_s")]
+    with (run / "history.csv").open() as file:
+        return [[row[column] for column in columns] for row in csv.DictReader(file)]
+
+
+def interrupted(tmp_path: Path, name: str = "stopped", after: int = 1, **changes: object) -> Path:
+    """A run that is told to stop after so many steps, without a process of its own."""
+    requests = []
+
+    class Request(job.StopRequest):
+        def __enter__(self) -> job.StopRequest:
+            requests.append(self)
+            return super().__enter__()
+
+    def fit(*given: object, **named: object) -> Iterator[object]:
+        for count, event in enumerate(training.fit(*given, **named), 1):
+            if count == after:
+                requests[-1].signal = signal.SIGTERM
+            yield event
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "StopRequest", Request)
+        patched.setattr(job, "fit", fit)
+        with pytest.raises(InterruptedRunError):
+            vd.train(small(tmp_path, name=name, **changes), progress=False)
+    return tmp_path / "runs" / name
+
+
+# The same bytes.
+
+
+def test_a_run_killed_three_times_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Once in mid-epoch, once soon after going on, once by a signal; the checkpoints fall within epochs."""
+    options = ["--epochs", "60", "--checkpoint-every", "0.002"]
+    run = tmp_path / "runs" / "killed"
+    first = start("train", "--data", "shapes", *FLAGS, *options, "--name", "killed", cwd=tmp_path)
+    wait_for_step(run, 30, first)
+    first.kill()
+    first.communicate()
+    for step, number, code in ((90, signal.SIGKILL, -signal.SIGKILL), (150, signal.SIGHUP, 75)):
+        again = start("resume", "runs/killed", cwd=tmp_path)
+        wait_for_step(run, step, again)
+        again.send_signal(number)
+        _, said = again.communicate(timeout=60)
+        assert again.returncode == code, said
+        assert not (run / "result.json").exists()
+    done = subprocess.run(
+        velodrome("resume", "runs/killed", "--quiet"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    alone = start("train", "--data", "shapes", *FLAGS, *options, "--name", "alone", cwd=tmp_path)
+    _, said = alone.communicate(timeout=120)
+    assert alone.returncode == 0, said
+    assert weights_of(run) == weights_of(tmp_path / "runs" / "alone")
+    assert learned(run) == learned(tmp_path / "runs" / "alone")
+
+
+def test_500_steps_in_bf16_are_the_same_each_time(tmp_path: Path) -> None:
+    config = {"precision": "bf16", "limit_train": 640, "epochs": 50, "width": 8, "limit_test": 20}
+    runs = [vd.train(small(tmp_path, name=name, **config), progress=False) for name in ("one", "two")]
+    assert runs[0].folder.read_events()[-2]["step"] == 500
+    assert weights_of(runs[0].path) == weights_of(runs[1].path)
+
+
+def test_it_goes_on_with_the_threads_with_which_it_began(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        whole = vd.train(small(tmp_path, name="whole"), progress=False)
+        run = interrupted(tmp_path)
+        torch.set_num_threads(1)
+        vd.resume(run, progress=False)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    states = sorted((run / "checkpoints").glob("*/state.json"))
+    assert [json.loads(state.read_text())["threads"] for state in states] == [2, 2]
+    assert weights_of(run) == weights_of(whole.path)
+
+
+def test_another_machine_is_told_of(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    for state in (run / "checkpoints").glob("*/state.json"):
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"torch": "2.0.1"}))
+    with pytest.warns(VelodromeWarning, match=r"began with torch 2\.0\.1 and goes on with"):
+        vd.resume(run, progress=False)
+
+
+def test_the_command_tells_of_a_damaged_checkpoint_in_one_line(tmp_path: Path) -> None:
+    whole = vd.train(small(tmp_path, name="whole", epochs=3), progress=False)
+    run = interrupted(tmp_path, after=6, epochs=3, checkpoint_every=1e-9)
+    newest = max((run / "checkpoints").glob("step-*"))
+    (newest / "model.safetensors").write_bytes(b"")
+    done = subprocess.run(
+        velodrome("resume", str(run), "--quiet"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"velodrome: A checkpoint cannot be read ({newest.name}: the checksum of ")
+    assert done.stderr.count("\n") == 1
+    assert weights_of(run) == weights_of(whole.path)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    run, other = interrupted(tmp_path), interrupted(tmp_path, "other", seed=1)
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        (other / "checkpoints" / checkpoint.name).rename(tmp_path / checkpoint.name)
+        checkpoint.rename(other / "checkpoints" / checkpoint.name)
+    with pytest.raises(RunError, match=r"it is of seed 0, not 1"):
+        vd.resume(other, progress=False)
+
+
+def test_a_damaged_log_or_environment_costs_nothing(tmp_path: Path) -> None:
+    whole = vd.train(small(tmp_path, name="whole"), progress=False)
+    run = interrupted(tmp_path)
+    (run / "events.jsonl").write_bytes(b"\xff\x00 not a log\n" + (run / "events.jsonl").read_bytes())
+    (run / "environment.json").write_text("{")
+    (run / "summary.json").write_text("[]")
+    (run / "history.csv").write_text("nonsense")
+    vd.resume(run, progress=False)
+    assert weights_of(run) == weights_of(whole.path)
+    assert learned(run) == learned(whole.path)
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+    assert (run / "report.html").exists()
+
+
+# More epochs.
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(tmp_path: Path, finished: bool) -> None:
+    at_once = vd.train(small(tmp_path, name="whole", epochs=4, schedule_epochs=2), progress=False)
+    if finished:
+        run = vd.train(small(tmp_path, name="stopped"), progress=False).path
+    else:
+        run = interrupted(tmp_path)
+    longer = vd.resume(run, epochs=4, progress=False)
+    assert longer.result["epochs"] == 4
+    assert weights_of(run) == weights_of(at_once.path)
+    assert learned(run) == learned(at_once.path)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert (settings["epochs"], settings["schedule_epochs"]) == (4, 2)
+    lrs = [
+        lr
+        for event in longer.folder.read_events()
+        if event["event"] == "EpochDone"
+        for lr in event["step_lrs"]
+    ]
+    assert lrs[-8:] == pytest.approx([0.005] * 8)
+
+
+def test_the_epochs_that_a_finished_run_has_are_nothing_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = vd.train(small(tmp_path), progress=False)
+    before = {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    vd.resume(run.path, epochs=2)
+    assert "finished already" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "problem"),
+    [
+        ({}, 1, "epochs is 1, but the run has 2"),
+        ({"lr_final": 0.0}, 3, "ends at 0"),
+        ({}, 0, "epochs is 0, but the run has 2"),
+    ],
+)
+def test_epochs_that_cannot_be_are_refused_and_nothing_changes(
+    tmp_path: Path, changes: dict[str, object], epochs: int, problem: str
+) -> None:
+    run = vd.train(small(tmp_path, **changes), progress=False)
+    before = {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
+    with pytest.raises(ConfigError, match=problem):
+        vd.resume(run.path, epochs=epochs, progress=False)
+    assert {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()} == before
+
+
+def test_the_command_takes_more_epochs(tmp_path: Path) -> None:
+    run = vd.train(small(tmp_path, epochs=1), progress=False)
+    done = subprocess.run(
+        velodrome("resume", str(run.path), "--epochs", "2", "--json", "--quiet"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 2
+    bad = subprocess.run(
+        velodrome("resume", str(run.path), "--epochs", "many"), capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 2
+    assert "--epochs is 'many', but must be a whole number" in bad.stderr
+
+
+# One process at a time.
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    with locked(open_run(run)):
+        done = subprocess.run(velodrome("resume", str(run)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "in use by another process" in done.stderr
+    assert np.isfinite(vd.resume(run, progress=False).result["test_loss"])
+
+
+def test_under_nohup_a_closing_terminal_is_ignored(tmp_path: Path) -> None:
+    ignores = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = start("train", "--data", "shapes", *FLAGS, "--epochs", "12", cwd=tmp_path, **ignores)
+    wait_for_step(tmp_path / "runs" / "quick-1", 4, process)
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.communicate(timeout=60) is not None
+    assert process.returncode == 0
