@@ -1,11 +1,17 @@
 """Small images that the tests make themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from velodrome.data.imageset import ImageSet, ImagesU8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults; they are here because pytest asks for options before it looks into folders."""
+    parser.addoption("--kills", type=int, default=20, metavar="N", help="how often a training run is killed")
+    parser.addoption("--kill-seed", type=int, metavar="SEED", help="repeats a campaign of kills")
 
 
 @pytest.fixture
@@ -30,3 +36,11 @@ def coloured_images() -> Callable[..., ImageSet]:
         return ImageSet(images, labels, ("red", "green", "blue"), [f"made/{i:05d}.png" for i in range(n)])
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user cache folder is a temporary one, here and in the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from velodrome.data.cache import read_cached
 from velodrome.data.download import Archive, install, is_present, md5_of
 from velodrome.data.imageset import ImageSet
 from velodrome.errors import DataError, did_you_mean
@@ -38,6 +39,11 @@ class CifarFiles:
     meta: str
     labels_key: bytes
     classes_key: bytes
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All files that are read: the class names, then the training and the test images."""
+        return (self.meta, *self.train, *self.test)
 
 
 # The mirrors hold the same bytes as the publisher's own server, which has been slow since June 2026.
@@ -106,8 +112,9 @@ def load_cifar(
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the test images of CIFAR-10 or CIFAR-100.
 
-    Every file is compared with its published md5 before it is read. Where the folder is missing, the
-    archive in `root` is unpacked, or else downloaded; files that are there are never changed.
+    Every file is compared with its published md5 before it is read; what was read is kept in the user cache
+    folder and used for as long as the files do not change (see `velodrome.data.cache`). Where the folder is
+    missing, the archive in `root` is unpacked, or else downloaded; files that are there are never changed.
 
     Args:
         name: "cifar10" or "cifar100".
@@ -126,10 +133,19 @@ def load_cifar(
     files = _files_of(name)
     folder = root / files.archive.folder
     install(files.archive, root, download=download, progress=progress)
-    names = (files.meta, *files.train, *files.test)
+    sources = {folder / file: files.archive.members[file] for file in files.read}
+    return read_cached(name, sources, lambda: _read_all(files, folder))
+
+
+def _read_all(files: CifarFiles, folder: Path) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images in a folder of published files, each verified before it is read.
+
+    Raises:
+        DataError: a file is missing, unreadable or damaged.
+    """
     # Hashing releases the interpreter lock, so the files are verified side by side.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        records = list(pool.map(lambda name: _read(folder / name, files.archive.members[name]), names))
+        records = list(pool.map(lambda file: _read(folder / file, files.archive.members[file]), files.read))
     meta, batches = records[0], records[1:]
     classes = tuple(_text(word) for word in meta[files.classes_key])
     train = _image_set(batches[: len(files.train)], files.labels_key, classes, "train")
