@@ -75,6 +75,20 @@ def test_the_live_bar_shows_the_figures_and_leaves_the_table(monkeypatch: pytest
     assert "1/2      1.2500" in stream.getvalue()
 
 
+def test_a_terminal_that_was_closed_stops_nothing() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    for display in (
+        LiveDisplay(lambda: (1.0, 0.5), Console(file=Closed(), force_terminal=True)),
+        PlainDisplay(lambda: (1.0, 0.5), Closed()),
+    ):
+        for event in (STARTED, StepDone(4, 0, 0.05), epoch(1)):
+            display.handle(event)
+        display.close()
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 s"), (41.4, "41 s"), (59.6, "1:00"), (185, "3:05"), (9060, "2:31:00"), (float("nan"), "-")],

@@ -160,18 +160,20 @@ class LiveDisplay:
         self._last_refresh_s = 0.0
 
     def handle(self, event: Event) -> None:
-        """Move the bar, or add to the table."""
-        if isinstance(event, RunStarted):
-            self._start(event)
-        elif isinstance(event, StepDone):
-            self._step(event)
-        elif isinstance(event, EpochDone) and self._started:
-            self._print(epoch_row(event, self._started.epochs))
+        """Move the bar, or add to the table. The terminal may be closed; the run goes on or saves itself."""
+        with contextlib.suppress(OSError):
+            if isinstance(event, RunStarted):
+                self._start(event)
+            elif isinstance(event, StepDone):
+                self._step(event)
+            elif isinstance(event, EpochDone) and self._started:
+                self._print(epoch_row(event, self._started.epochs))
 
     def close(self) -> None:
         """Remove the bar and leave the table."""
         if self._progress:
-            self._progress.stop()
+            with contextlib.suppress(OSError):
+                self._progress.stop()
             self._progress = None
 
     def _start(self, event: RunStarted) -> None:
