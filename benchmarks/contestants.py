@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from velodrome.device import autocast
+from velodrome.device import autocast, memory_kept
 from velodrome.errors import DeviceError
 from velodrome.job import WATCH_S, Job
 from velodrome.models.build import build_model
@@ -53,10 +53,12 @@ def velodrome(job: Job, block_steps: int) -> Contestant:
     full_batches = len(job.splits.train) // job.config.train.batch_size
     steps = training_steps(job)
 
-    def block() -> AbstractContextManager[Steps]:
-        while full_batches - job.state.meter.done < block_steps:
-            next(steps)  # untimed, to the start of the next epoch
-        return contextlib.nullcontext(steps)
+    @contextlib.contextmanager
+    def block() -> Iterator[Steps]:
+        with memory_kept(job.device):
+            while full_batches - job.state.meter.done < block_steps:
+                next(steps)  # untimed, to the start of the next epoch
+            yield steps
 
     return Contestant("velodrome", block)
 
@@ -85,7 +87,8 @@ def training_steps(job: Job) -> Steps:
 def bare(job: Job) -> Contestant:
     """Forward, backward and optimizer step on one fixed batch: the least that a step of training can do.
 
-    Same network, layout, precision and fused optimizer as velodrome; the batch is augmented once, beforehand.
+    Same network, layout, precision, fused optimizer and use of memory as velodrome; the batch is augmented
+    once, beforehand.
     """
     network, device, precision = new_network(job), job.device, job.config.run.precision
     optimizer = make_optimizer(network, job.config.train)
@@ -103,7 +106,13 @@ def bare(job: Job) -> Contestant:
             yield loss
 
     steps = forever()
-    return Contestant("bare", lambda: contextlib.nullcontext(steps))
+
+    @contextlib.contextmanager
+    def block() -> Iterator[Steps]:
+        with memory_kept(device):
+            yield steps
+
+    return Contestant("bare", block)
 
 
 def plain(job: Job, workers: int) -> Contestant:

@@ -28,7 +28,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from velodrome.data.loader import Epoch, Loader
-from velodrome.device import synchronize
+from velodrome.device import memory_kept, synchronize
 from velodrome.errors import VelodromeError
 from velodrome.job import Job, prepare, resolve
 
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
         config = resolve(throughput.config_of(options))
         job = prepare(config)
         throughput.check_fits(options.warmup + 2 * options.steps, job)
-        profiled = profile_steps(job, options.warmup, options.steps)
+        with memory_kept(job.device):
+            profiled = profile_steps(job, options.warmup, options.steps)
     except VelodromeError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return error.exit_code

@@ -41,7 +41,7 @@ from dated_tables import (
 from velodrome.config import Config
 from velodrome.data.imageset import channel_statistics
 from velodrome.data.sources import load_splits
-from velodrome.device import synchronize
+from velodrome.device import memory_kept, synchronize
 from velodrome.errors import ConfigError, VelodromeError
 from velodrome.evaluation.predict import logits_of
 from velodrome.job import Job, prepare, resolve
@@ -226,11 +226,12 @@ def peak_memory_gib(config: Config) -> float:
     That is memory of the host; what a GPU holds is not in it.
     """
     job = prepare(config)
-    for _ in itertools.islice(contestants.training_steps(job), MEMORY_STEPS):
-        pass
     network, test, precision = job.state.model, job.splits.test, job.config.run.precision
-    # With both images of each pair: the last and largest thing that `velodrome train` does.
-    logits_of(network, test, job.normalisation, device=job.device, precision=precision, flip_too=True)
+    with memory_kept(job.device):
+        for _ in itertools.islice(contestants.training_steps(job), MEMORY_STEPS):
+            pass
+        # With both images of each pair: the last and largest thing that `velodrome train` does.
+        logits_of(network, test, job.normalisation, device=job.device, precision=precision, flip_too=True)
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB, macOS bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

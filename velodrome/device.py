@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -112,6 +114,41 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def memory_kept(device: torch.device) -> Iterator[None]:
+    """Let this process keep its memory from one step to the next, where it trains on the CPU under glibc.
+
+    Each step of training takes and frees the same large blocks. Ordinarily glibc hands every one of them back
+    to the system, which has to fill it with zeros before it is used again: 14% of the time of `resnet9` on
+    two cores, see benchmarks/LOG.md. Whoever has tuned glibc by environment variables keeps their settings.
+    """
+    libc = _glibc() if device.type == "cpu" else None
+    if libc is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        yield
+        return
+    for option, value in _KEEP_MEMORY.items():
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _GIVE_BACK_MEMORY.items():
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+# Options of mallopt by their numbers in glibc's malloc.h: when to give free memory at the end of the heap
+# back (-1: never), how much more to ask for at once, and how many blocks may lie outside of the heap.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_KEEP_MEMORY = {_TRIM_THRESHOLD: -1, _TOP_PAD: 64 * 2**20, _MMAP_MAX: 0}
+# What glibc comes to by itself in a process with large blocks.
+_GIVE_BACK_MEMORY = {_TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 0, _MMAP_MAX: 65_536}
 
 
 def synchronize(device: torch.device) -> None:

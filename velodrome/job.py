@@ -21,7 +21,13 @@ from velodrome.config import Config, check, to_yaml
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, resolve_data_root
-from velodrome.device import check_can_compile, device_kind, pick_device, pick_precision
+from velodrome.device import (
+    check_can_compile,
+    device_kind,
+    memory_kept,
+    pick_device,
+    pick_precision,
+)
 from velodrome.errors import (
     EXIT_INTERRUPTED,
     EXIT_PARTLY,
@@ -211,7 +217,7 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
         TrainingError: the loss is not finite.
         RunError: the run folder cannot be written; what was written before can be resumed.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, memory_kept(job.device):
         try:
             with _listening(folder, job, progress=progress) as tell:
                 tell(_started(folder, job))
