@@ -37,6 +37,7 @@ from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     ConfigError,
+    RunError,
     VelodromeError,
     VelodromeWarning,
     did_you_mean,
@@ -296,13 +297,19 @@ def _tell_result(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(result)
         return
-    seconds = result["train_seconds"]
     page = shlex.quote(str(run.folder.report))
-    sys.stdout.write(
-        f"{run.path}: {result['test_accuracy']:.2%} test accuracy "
-        f"({result['test_accuracy_tta']:.2%} with test-time augmentation), {seconds:.0f} s of training. "
-        f"Look at it: python3 -m webbrowser {page}\n"
-    )
+    try:
+        figures = (
+            f"{result['test_accuracy']:.2%} test accuracy "
+            f"({result['test_accuracy_tta']:.2%} with test-time augmentation), "
+            f"{result['train_seconds']:.0f} s of training."
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.folder.result} is damaged: it does not hold the figures of a run.",
+            "Restore it from a copy; or delete it, then velodrome resume makes it again.",
+        ) from error
+    sys.stdout.write(f"{run.path}: {figures} Look at it: python3 -m webbrowser {page}\n")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -262,6 +262,12 @@ def to_dict(config: Config) -> dict[str, object]:
     return flat
 
 
+def settings_of_training(config: Config) -> dict[str, object]:
+    """The settings on which the result of a run depends, flat, in the types of JSON."""
+    elsewhere = {"data_root", "runs_dir", "name", "checkpoint_every"}
+    return {key: value for key, value in to_dict(config).items() if key not in elsewhere}
+
+
 def to_yaml(config: Config) -> str:
     """The settings as YAML with a comment above each section; valid input for `read_yaml`."""
     flat = to_dict(config)

@@ -9,15 +9,13 @@ import math
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from velodrome.config import Config, check, to_yaml
+from velodrome.config import Config, check, settings_of_training, to_yaml
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, resolve_data_root
@@ -36,7 +34,6 @@ from velodrome.errors import (
     InterruptedRunError,
     RunError,
     TrainingError,
-    VelodromeWarning,
 )
 from velodrome.evaluation.answers import write_predictions
 from velodrome.evaluation.metrics import accuracy, mean_loss
@@ -53,7 +50,7 @@ from velodrome.events import (
 from velodrome.models.build import build_model
 from velodrome.models.summary import summarize
 from velodrome.reporting.page import write_report
-from velodrome.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
+from velodrome.run.checkpoint import save_checkpoint, save_weights
 from velodrome.run.environment import bits_depend_on, describe_environment
 from velodrome.run.folder import RunFolder, write_atomically, write_json
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
@@ -157,51 +154,11 @@ def describe(folder: RunFolder, job: Job) -> None:
     # The folder itself is the name; without it in the settings they can be used for another run.
     nameless = replace(job.config, run=replace(job.config.run, name=None))
     write_atomically(folder.config, to_yaml(nameless))
-    if not _recorded_environment(folder):  # it tells how the run began
+    if not folder.recorded_environment():  # it tells how the run began
         write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
     channels_first = (3, *job.splits.train.images_u8.shape[1:3])
     write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
     folder.checkpoints.mkdir(exist_ok=True)
-
-
-def restore(folder: RunFolder, job: Job) -> int:
-    """Put the job where its newest good checkpoint left it, if there is one.
-
-    Warns (VelodromeWarning) where the run goes on with another torch or on another CPU.
-
-    Returns:
-        The number of threads to go on with, that with which the run was trained so far.
-
-    Raises:
-        RunError: there are checkpoints, but none that is whole and this run's.
-    """
-
-    def into_job(checkpoint: Checkpoint) -> None:
-        seed = checkpoint.numbers.get("seed")
-        if seed != job.config.run.seed:
-            raise RunError(f"it is of seed {seed}, not {job.config.run.seed}.", "Resume another run.")
-        job.state.restore(checkpoint.tensors, checkpoint.numbers)
-
-    checkpoint = load_checkpoint(folder, into_job)
-    before = checkpoint.numbers if checkpoint else _recorded_environment(folder)
-    here = bits_depend_on()
-    for key in ("torch", "cpu"):
-        if before.get(key, here[key]) != here[key]:
-            message = (
-                f"The run began with {key} {before[key]} and goes on with {here[key]}, so the last bits of "
-                "its result may differ from those of a run that was never interrupted."
-            )
-            warnings.warn(message, VelodromeWarning, stacklevel=2)
-    threads = before.get("threads")
-    return threads if isinstance(threads, int) and threads > 0 else torch.get_num_threads()
-
-
-def _recorded_environment(folder: RunFolder) -> dict[str, Any]:
-    """What environment.json says; nothing where it is damaged or missing."""
-    try:
-        return folder.read_json(folder.environment) or {}
-    except RunError:
-        return {}
 
 
 def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
@@ -292,7 +249,8 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
     state = job.state
-    numbers = {**state.numbers(), "seed": job.config.run.seed, **bits_depend_on()}
+    settings = settings_of_training(job.config)
+    numbers = {**state.numbers(), "seed": job.config.run.seed, "settings": settings, **bits_depend_on()}
     tell(CheckpointSaved(save_checkpoint(folder, state.step, state.tensors(), numbers), state.step))
 
 

@@ -22,11 +22,12 @@ from velodrome.device import (
 )
 from velodrome.errors import ConfigError, RunError
 from velodrome.evaluation.predict import Classifier
-from velodrome.job import carry_on, describe, prepare, resolve, restore
+from velodrome.job import carry_on, describe, prepare, resolve
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.recipes import by_name, resnet9
 from velodrome.reporting.page import write_report
+from velodrome.resumption import restore
 from velodrome.run.checkpoint import KEEP, load_weights
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
@@ -131,13 +132,11 @@ def resume(
             these epochs; or training had to stop again.
     """
     folder = open_run(Path(path))
-    if folder.is_finished and (epochs is None or epochs == read_config(folder).train.epochs):
-        if progress:
-            sys.stderr.write(f"{path} has finished already; nothing is left to do.\n")
-        if not folder.report.exists():  # killed on the last few metres
-            write_report(folder)
-        return Run(folder)
+    if _is_complete(folder, epochs):
+        return _nothing_left(folder, progress=progress)
     with locked(folder):
+        if _is_complete(folder, epochs):  # by another process, just before this one got the lock
+            return _nothing_left(folder, progress=progress)
         config = read_config(folder)
         if data_root is not None:
             config = override(config, {"data_root": data_root})
@@ -145,10 +144,24 @@ def resume(
             config = replace(config, train=extend(config.train, epochs))
         job = prepare(config, progress=progress)
         threads_so_far = restore(folder, job)
-        folder.unfinish()
+        folder.open_again()
         describe(folder, job)
         with threads(threads_so_far):
             carry_on(folder, job, progress=progress)
+    return Run(folder)
+
+
+def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
+    """Whether a run has finished, and has as many epochs as are asked for."""
+    return folder.is_finished and (epochs is None or epochs == read_config(folder).train.epochs)
+
+
+def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
+    """Say so, and make the report if a kill on the last few metres prevented it."""
+    if progress:
+        sys.stderr.write(f"{folder.path} has finished already; nothing is left to do.\n")
+    if not folder.report.exists():
+        write_report(folder)
     return Run(folder)
 
 
@@ -266,9 +279,14 @@ def read_config(folder: RunFolder) -> Config:
     Raises:
         ConfigError: config.yaml cannot be read or holds a setting that is wrong.
     """
-    values = read_yaml(folder.config)
-    recipe = by_name(str(values.pop("recipe", "resnet9")))
-    return check(override(recipe(), values, origin=str(folder.config)))
+    try:
+        values = read_yaml(folder.config)
+        recipe = by_name(str(values.pop("recipe", "resnet9")))
+        return check(override(recipe(), values, origin=str(folder.config)))
+    except ConfigError as error:
+        named = str(folder.config) in error.problem
+        problem = error.problem if named else f"{folder.config}: {error.problem}"
+        raise ConfigError(problem, "Restore the file from a copy, or start a new run.") from error
 
 
 def _check_place(config: Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from velodrome.events import EpochDone, RunStarted, StepDone
+from velodrome.events import CheckpointSaved, EpochDone, RunStarted, StepDone
 from velodrome.run import sinks
 from velodrome.run.folder import RunFolder
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay, duration, percent
@@ -24,6 +24,9 @@ def test_history_keeps_the_rows_of_a_resumed_run_and_drops_later_ones(tmp_path: 
     first = HistoryFile(folder)
     for number in (1, 2):
         first.handle(epoch(number))
+        assert len(folder.read_history()) == number - 1  # not before there is a checkpoint of it
+        first.handle(CheckpointSaved(f"step-{number:08d}", number))
+        assert len(folder.read_history()) == number
     HistoryFile(folder, [epoch(1)])
     assert [row["epoch"] for row in folder.read_history()] == [1]
     assert folder.read_history()[0]["val_acc"] is None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,8 +28,9 @@ from torch import Tensor
 from velodrome.errors import RunError, VelodromeWarning
 from velodrome.run.folder import RunFolder, sync_folder, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
+NAME = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ def save_checkpoint(
             for group, members in tensors.items()
         }
         state = {"format": FORMAT, "sha256": checksums, **numbers}
+        state["sha256_of_state"] = _checksum_of(state)
         _write(temporary / "state.json", json.dumps(state, allow_nan=False).encode())
         sync_folder(temporary)
         shutil.rmtree(goal, ignore_errors=True)
@@ -116,7 +119,7 @@ def load_checkpoint(folder: RunFolder, restore: Callable[[Checkpoint], None]) ->
             checkpoint = _read(path)
             restore(checkpoint)
         except RunError as error:
-            problems.append(f"{path.name}: {error.problem}")
+            problems.append(f"{path.name}: {error.problem.rstrip('.')}")
             continue
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             problems.append(f"{path.name}: {error}")
@@ -128,11 +131,19 @@ def load_checkpoint(folder: RunFolder, restore: Callable[[Checkpoint], None]) ->
     if problems:
         problem = f"No checkpoint in {folder.checkpoints} can be read ({'; '.join(problems)})."
         raise RunError(problem, remedy)
-    saved = [event["checkpoint"] for event in folder.read_events() if event.get("event") == "CheckpointSaved"]
-    if saved:
-        problem = f"No checkpoint is left in {folder.checkpoints}, although {saved[-1]} was written."
+    if _had_checkpoints(folder):
+        problem = f"No checkpoint is left in {folder.checkpoints}, but there have been some."
         raise RunError(problem, remedy)
     return None
+
+
+def _had_checkpoints(folder: RunFolder) -> bool:
+    """Whether a checkpoint was ever written; before the first, a run may as well start again.
+
+    An epoch gets into history.csv only after its checkpoint.
+    """
+    announced = any(event.get("event") == "CheckpointSaved" for event in folder.read_events())
+    return announced or (folder.checkpoints / "last.json").exists() or bool(folder.read_history())
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
@@ -177,7 +188,24 @@ def _write(path: Path, data: bytes) -> str:
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:
-    return sorted(folder.checkpoints.glob("step-" + 8 * "[0-9]"), key=lambda path: path.name, reverse=True)
+    """The folders of all checkpoints.
+
+    Raises:
+        RunError: one may not look.
+    """
+    try:
+        there = list(folder.checkpoints.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problem = f"The checkpoints in {folder.checkpoints} cannot be read: {error.strerror or error}."
+        raise RunError(problem, "Mend the permissions, then try again.") from error
+    checkpoints = [path for path in there if NAME.fullmatch(path.name)]
+    return sorted(checkpoints, key=lambda path: path.name, reverse=True)
+
+
+def _checksum_of(state: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _read(path: Path) -> Checkpoint:
@@ -186,6 +214,8 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError("its state.json is not that of a checkpoint")
     if state.get("format") != FORMAT:
         raise ValueError(f"its format is {state.get('format')!r}, but this version reads {FORMAT}")
+    if state.pop("sha256_of_state", None) != _checksum_of(state):
+        raise ValueError("the checksum of state.json does not match")
     tensors = {}
     for file, expected in state["sha256"].items():
         data = (path / Path(file).name).read_bytes()

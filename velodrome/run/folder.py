@@ -63,14 +63,23 @@ class RunFolder:
         """Whether the run is complete: result.json is written last."""
         return self.result.exists()
 
-    def unfinish(self) -> None:
-        """Take back that the run is complete.
+    def open_again(self) -> None:
+        """Take back that the run is complete, and remove what a kill left half written.
 
         Raises:
             RunError: the folder cannot be written.
         """
-        with writing(self.result):
+        with writing(self.path):
             self.result.unlink(missing_ok=True)
+            for left in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def recorded_environment(self) -> dict[str, Any]:
+        """What environment.json says about the start of the run; nothing where it is damaged or missing."""
+        try:
+            return self.read_json(self.environment) or {}
+        except RunError:
+            return {}
 
     def read_history(self) -> list[dict[str, float | None]]:
         """The rows of history.csv, one an epoch; None where a cell is empty. No rows without the file.
@@ -170,7 +179,7 @@ def check_name_is_free(runs_dir: Path, name: str | None) -> None:
         RunError: one does, or the folder cannot be looked into.
     """
     with _clear_errors(runs_dir, CHOOSE_ANOTHER):
-        if name is not None and (runs_dir / name).exists():
+        if name is not None and os.path.lexists(runs_dir / name):  # a link to nowhere has the name too
             raise _name_taken(runs_dir / name)
 
 

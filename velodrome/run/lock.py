@@ -22,14 +22,14 @@ def locked(folder: RunFolder) -> Iterator[None]:
         RunError: another process is at work in the folder, or the folder cannot be written.
     """
     guard = FileLock(folder.lock)
-    try:
-        with writing(folder.path):
+    with writing(folder.path):
+        try:
             guard.acquire(blocking=False)
-    except Timeout as error:
-        raise RunError(
-            f"Run {folder.path} is in use by another process, which trains in it.",
-            "Wait until that has ended, or stop it first.",
-        ) from error
+        except Timeout as error:
+            raise RunError(
+                f"Run {folder.path} is in use by another process, which trains in it.",
+                "Wait until that has ended, or stop it first.",
+            ) from error
     try:
         yield
     finally:

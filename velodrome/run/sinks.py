@@ -15,7 +15,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from velodrome.events import EpochDone, Event, RunStarted, StepDone, to_json
+from velodrome.events import CheckpointSaved, EpochDone, Event, RunStarted, StepDone, to_json
 from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically, writing
 
 # Asking the device for figures makes it wait; this often is not felt, and smooth enough for the eye.
@@ -27,7 +27,7 @@ ReadProgress = Callable[[], tuple[float, float]]
 
 
 class HistoryFile:
-    """Keeps history.csv equal to the complete epochs.
+    """Keeps history.csv equal to the complete epochs, as far as a checkpoint holds them.
 
     Args:
         folder: of the run.
@@ -37,12 +37,15 @@ class HistoryFile:
     def __init__(self, folder: RunFolder, rows: Sequence[EpochDone] = ()) -> None:
         self._folder = folder
         self._rows = list(rows)
+        self._is_behind = False
         self._write()
 
     def handle(self, event: Event) -> None:
-        """Add a row for each epoch."""
+        """Add a row for each epoch, once its checkpoint is there: a kill between them costs the row too."""
         if isinstance(event, EpochDone):
             self._rows.append(event)
+            self._is_behind = True
+        elif isinstance(event, CheckpointSaved) and self._is_behind:
             self._write()
 
     def close(self) -> None:
@@ -56,6 +59,7 @@ class HistoryFile:
             values = [getattr(row, column) for column in HISTORY_COLUMNS]
             writer.writerow(["" if value is None else value for value in values])
         write_atomically(self._folder.history, text.getvalue())
+        self._is_behind = False
 
 
 class EventLog:

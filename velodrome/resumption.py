@@ -1,0 +1,68 @@
+"""Going on with a run: from its newest good checkpoint, with the settings and threads it was trained with."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from velodrome.config import Config, settings_of_training
+from velodrome.errors import RunError, VelodromeWarning
+from velodrome.job import Job
+from velodrome.run.checkpoint import Checkpoint, load_checkpoint
+from velodrome.run.environment import bits_depend_on
+from velodrome.run.folder import RunFolder
+
+
+def restore(folder: RunFolder, job: Job) -> int:
+    """Put the job where its newest good checkpoint left it, if there is one.
+
+    Warns (VelodromeWarning) where the run goes on with another torch or on another CPU.
+
+    Returns:
+        The number of threads to go on with, that with which the run was trained so far.
+
+    Raises:
+        RunError: there are checkpoints, but none that is whole and was made with the job's settings.
+    """
+
+    def into_job(checkpoint: Checkpoint) -> None:
+        check_settings(job.config, checkpoint.numbers["settings"])
+        job.state.restore(checkpoint.tensors, checkpoint.numbers)
+
+    checkpoint = load_checkpoint(folder, into_job)
+    before = checkpoint.numbers if checkpoint else folder.recorded_environment()
+    here = bits_depend_on()
+    for key in ("torch", "cpu"):
+        if before.get(key, here[key]) != here[key]:
+            message = (
+                f"The run began with {key} {before[key]} and goes on with {here[key]}, so the last bits of "
+                "its result may differ from those of a run that was never interrupted."
+            )
+            warnings.warn(message, VelodromeWarning, stacklevel=2)
+    threads = before.get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else torch.get_num_threads()
+
+
+def check_settings(config: Config, trained_with: dict[str, Any]) -> None:
+    """Check that a run goes on with the settings that it was trained with so far; it may get more epochs.
+
+    Args:
+        config: to go on with.
+        trained_with: what `settings_of_training` said when the checkpoint was written.
+
+    Raises:
+        RunError: a setting is another.
+    """
+    now = settings_of_training(config)
+    if now["epochs"] > trained_with["epochs"]:
+        # As `extend` in `training.schedule` has it.
+        span = trained_with["schedule_epochs"] or trained_with["epochs"]
+        trained_with = trained_with | {"epochs": now["epochs"], "schedule_epochs": span}
+    for key, value in now.items():
+        if trained_with[key] != value:
+            raise RunError(
+                f"it was trained with {key} {trained_with[key]}, but config.yaml says {value}.",
+                "Restore config.yaml.",
+            )
