@@ -12,10 +12,10 @@ from velodrome.errors import ConfigError
 
 Anneal = Literal["linear", "cosine"]
 
-# LRMAX by optimizer where none is given. LRMIN is a tenth of it, the lower end of the reference recipe's
-# range of LRMAX/10 to LRMAX/5.
-FIXED_LR = {"sgd": 0.05, "adam": 2e-3, "adamw": 2e-3}
-LR_MIN_SHARE = 0.1
+# LRMAX by optimizer where none is given; for sgd that of benchmarks/reference.md. LRMIN is a tenth of it, the
+# lower end of the reference recipe's range of LRMAX/10 to LRMAX/5.
+FIXED_LR = {"sgd": 0.2, "adam": 2e-3, "adamw": 2e-3}
+LR_MAX_OVER_MIN = 10
 
 
 def one_cycle(
@@ -114,7 +114,7 @@ def extend(train: TrainSection, epochs: int) -> TrainSection:
 def resolve_lr(train: TrainSection) -> TrainSection:
     """The section with a number in place of every learning rate that is "auto"."""
     lr = FIXED_LR[train.optimizer] if train.lr == "auto" else train.lr
-    lr_min = lr * LR_MIN_SHARE if train.lr_min == "auto" else train.lr_min
+    lr_min = lr / LR_MAX_OVER_MIN if train.lr_min == "auto" else train.lr_min
     lr_final = lr_min if train.lr_final == "auto" else train.lr_final
     return replace(train, lr=lr, lr_min=lr_min, lr_final=lr_final)
 
