@@ -153,14 +153,12 @@ def test_it_goes_on_with_the_threads_with_which_it_began(tmp_path: Path) -> None
     assert weights_of(run) == weights_of(whole.path)
 
 
-def test_another_machine_is_told_of(tmp_path: Path) -> None:
+def test_another_machine_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(tmp_path)
     here = resumption.bits_depend_on()
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        pytest.warns(VelodromeWarning, match=rf"began with torch {re.escape(str(here['torch']))} and goes on with 9\.9"),
-    ):
-        patched.setattr(resumption, "bits_depend_on", lambda: here | {"torch": "9.9"})
+    words = f"began with torch {re.escape(str(here['torch']))} and goes on with 9.9"
+    monkeypatch.setattr(resumption, "bits_depend_on", lambda: here | {"torch": "9.9"})
+    with pytest.warns(VelodromeWarning, match=words):
         vd.resume(run, progress=False)
 
 

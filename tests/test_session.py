@@ -17,6 +17,7 @@ import yaml
 
 import velodrome as vd
 from velodrome.errors import ConfigError, RunError, TrainingError
+from velodrome.run.checkpoint import save_weights
 from velodrome.run.folder import HISTORY_COLUMNS
 
 SMALL = {
@@ -276,6 +277,9 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
     run = vd.train(small(tmp_path, epochs=1), progress=False)
     save_file({"x": torch.zeros(1)}, run.folder.model, {"velodrome": json.dumps({"classes": ["a"]})})
+    with pytest.raises(RunError, match="the checksum does not match"):
+        vd.load(run)
+    save_weights(run.folder.model, {"x": torch.zeros(1)}, {"classes": ["a"]})
     with pytest.raises(RunError, match="not of this version"):
         vd.load(run)
     run.folder.model.write_bytes(b"cut off")

@@ -152,8 +152,14 @@ def resume(
 
 
 def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
-    """Whether a run has finished, and has as many epochs as are asked for."""
-    return folder.is_finished and (epochs is None or epochs == read_config(folder).train.epochs)
+    """Whether a run has finished, has all its results, and has as many epochs as are asked for."""
+    if not folder.is_finished or not (folder.predictions.exists() and folder.probabilities.exists()):
+        return False
+    try:
+        load_weights(folder.model)
+    except RunError:  # the last checkpoint has them too
+        return False
+    return epochs is None or epochs == read_config(folder).train.epochs
 
 
 def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:

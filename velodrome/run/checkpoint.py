@@ -147,7 +147,7 @@ def _had_checkpoints(folder: RunFolder) -> bool:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
-    """Write final weights with one metadata key "velodrome" that holds `about` as JSON.
+    """Write final weights with one metadata key "velodrome" that holds `about` and a checksum as JSON.
 
     The same weights and the same `about` give the same bytes.
 
@@ -159,7 +159,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     Raises:
         RunError: the file cannot be written.
     """
-    metadata = {"velodrome": json.dumps(about, sort_keys=True, ensure_ascii=False)}
+    sealed = {**about, "sha256": _checksum_of_weights(tensors, about)}
+    metadata = {"velodrome": json.dumps(sealed, sort_keys=True, ensure_ascii=False)}
     write_atomically(path, safetensors.torch.save(dict(tensors), metadata))
 
 
@@ -172,11 +173,20 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["velodrome"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if about.pop("sha256", None) != _checksum_of_weights(tensors, about):
+            raise ValueError("the checksum does not match")
+        return tensors, about
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"Weights {path} cannot be read: {error}.", "Give a run that has finished, or restore the file."
         ) from error
+
+
+def _checksum_of_weights(tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> str:
+    sums = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    kinds = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([sums, kinds, about], sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> str:
