@@ -61,8 +61,9 @@ def check_settings(config: Config, trained_with: dict[str, Any]) -> None:
         span = trained_with["schedule_epochs"] or trained_with["epochs"]
         trained_with = trained_with | {"epochs": now["epochs"], "schedule_epochs": span}
     for key, value in now.items():
-        if trained_with[key] != value:
+        before = trained_with.get(key, value)  # a setting may be newer than the run
+        if before != value:
             raise RunError(
-                f"it was trained with {key} {trained_with[key]}, but config.yaml says {value}.",
+                f"it was trained with {key} {before}, but config.yaml says {value}.",
                 "Restore config.yaml.",
             )

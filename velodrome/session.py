@@ -20,7 +20,7 @@ from velodrome.device import (
     pick_precision,
     threads,
 )
-from velodrome.errors import ConfigError, RunError
+from velodrome.errors import EXIT_PARTLY, ConfigError, RunError
 from velodrome.evaluation.predict import Classifier
 from velodrome.job import carry_on, describe, prepare, resolve
 from velodrome.models.build import build_model
@@ -144,8 +144,14 @@ def resume(
             config = replace(config, train=extend(config.train, epochs))
         job = prepare(config, progress=progress)
         threads_so_far = restore(folder, job)
-        folder.open_again()
-        describe(folder, job)
+        was_finished = folder.is_finished
+        try:
+            folder.open_again()
+            describe(folder, job)
+        except RunError as error:
+            if was_finished:  # and is no longer, so something has been written
+                error.exit_code = EXIT_PARTLY
+            raise
         with threads(threads_so_far):
             carry_on(folder, job, progress=progress)
     return Run(folder)
