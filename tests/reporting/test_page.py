@@ -280,7 +280,6 @@ def test_a_damaged_history_is_named(folder, content):
         ("result.json", "[1]"),
         ("summary.json", "{"),
         ("environment.json", ""),
-        ("events.jsonl", "{\n"),
         ("predictions.csv", "index,path\n0,a\n"),
         ("predictions.csv", "label,prediction\ncat\n"),
     ],
