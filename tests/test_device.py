@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 found = {'held_before': held()}
 with memory_kept(torch.device(sys.argv[1])):
     found |= {'cleared_within': pages_cleared(), 'held_within': held()}
-print(json.dumps(found | {'held_after': held(), 'cleared_after': pages_cleared()}))
+print(json.dumps(found | {"held_after": held()}))
 """
 
 
@@ -61,7 +61,6 @@ def test_memory_is_kept_within_and_given_back_after() -> None:
     assert found["cleared_within"] < 0.3
     assert found["held_within"] > found["held_before"] + 2**24
     assert found["held_after"] < found["held_within"] - 2**24
-    assert found["cleared_after"] > 0.9
 
 
 @needs_glibc
