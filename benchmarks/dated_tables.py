@@ -82,15 +82,22 @@ def machine_rows(config: Config, load: float) -> dict[str, str]:
         about = describe_environment(torch.device(config.run.device), config.run.precision)
     git = about["git"] or {"commit": "unknown", "dirty": False}
     return {
-        "CPU": f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads",
-        "memory": f"{about['memory_gib']} GiB",
-        "device": str(about["device_name"]),
+        **hardware_rows(about),
         "precision": str(about["precision"]),
         "torch": str(about["torch"]),
         "torchvision": version_of("torchvision"),
         "Python": str(about["python"]),
         "velodrome": git["commit"][:12] + (" with changes" if git["dirty"] else ""),
         "load average at the start": f"{load:.2f}",
+    }
+
+
+def hardware_rows(about: Mapping[str, object]) -> dict[str, str]:
+    """The hardware in a description of the environment, as velodrome writes it to environment.json."""
+    return {
+        "CPU": f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads",
+        "memory": f"{about['memory_gib']} GiB",
+        "device": str(about["device_name"]),
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dated_tables import print_and_append, table
+from dated_tables import hardware_rows, print_and_append, table
 
 from velodrome.config import read_yaml, to_dict
 from velodrome.errors import RunError, VelodromeError
@@ -107,9 +107,7 @@ def machine(environment: Mapping[str, Any]) -> dict[str, str]:
     """What it ran on."""
     git = environment.get("git") or {}
     return {
-        "CPU": f"{environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads",
-        "memory": f"{environment['memory_gib']} GiB",
-        "device": str(environment["device_name"]),
+        **hardware_rows(environment),
         "torch": str(environment["torch"]),
         "Python": str(environment["python"]),
         "velodrome": f"{environment['velodrome']}, commit {str(git.get('commit', 'unknown'))[:12]}",
