@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from velodrome.config import Config as Config
     from velodrome.config import override as override
     from velodrome.errors import VelodromeError as VelodromeError
+    from velodrome.lr_finding import LRFinding as LRFinding
+    from velodrome.lr_search import search_module as lr_range_test
     from velodrome.models.summary import summarize as summary
     from velodrome.session import Run as Run
     from velodrome.session import load as load
+    from velodrome.session import lr_find as lr_find
     from velodrome.session import report as report
     from velodrome.session import resume as resume
     from velodrome.session import train as train
@@ -31,9 +34,12 @@ _HOMES = {
     "Config": ("velodrome.config", "Config"),
     "override": ("velodrome.config", "override"),
     "VelodromeError": ("velodrome.errors", "VelodromeError"),
+    "LRFinding": ("velodrome.lr_finding", "LRFinding"),
+    "lr_range_test": ("velodrome.lr_search", "search_module"),
     "summary": ("velodrome.models.summary", "summarize"),
     "Run": ("velodrome.session", "Run"),
     "load": ("velodrome.session", "load"),
+    "lr_find": ("velodrome.session", "lr_find"),
     "report": ("velodrome.session", "report"),
     "resume": ("velodrome.session", "resume"),
     "train": ("velodrome.session", "train"),
@@ -41,9 +47,12 @@ _HOMES = {
 
 __all__ = [
     "Config",
+    "LRFinding",
     "Run",
     "VelodromeError",
     "load",
+    "lr_find",
+    "lr_range_test",
     "override",
     "recipes",
     "report",

@@ -1,38 +1,24 @@
-"""From the command line to one call of the session. Imports torch only when a command needs it.
-
-Flags are made from the settings in `velodrome.config`, with argparse: their values go through the same
-conversion and the same checks as YAML values, so that an error reads the same wherever it comes from.
-"""
+"""From the command line to one call of the session. Imports torch only when a command needs it."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
 import sys
 import traceback
-import types
 import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import velodrome
 from velodrome import recipes
-from velodrome.config import (
-    SECTIONS,
-    SETTINGS,
-    Config,
-    check,
-    describe_kind,
-    override,
-    read_yaml,
-    to_dict,
-    to_yaml,
-)
+from velodrome.config import Config, check, override, read_yaml, search_section, to_dict, to_yaml
 from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -40,9 +26,8 @@ from velodrome.errors import (
     RunError,
     VelodromeError,
     VelodromeWarning,
-    did_you_mean,
-    nearest,
 )
+from velodrome.flags import parse, search_given, settings_given
 
 EXIT_OUR_FAULT = 70
 
@@ -59,11 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(words)
         if arguments is None:
             return EXIT_DONE
-        run: Callable[[argparse.Namespace], None] = arguments.run
         with warnings.catch_warnings():
             warnings.simplefilter("always", VelodromeWarning)
             warnings.showwarning = _show_warning
-            run(arguments)
+            _COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
         return EXIT_DONE
     except VelodromeError as error:
@@ -82,176 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OUR_FAULT
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace | None:
-    """The arguments of a command, or None where only help was asked for.
-
-    Raises:
-        ConfigError: a command, option or argument is unknown or incomplete.
-    """
-    parser, commands = _make_parser()
-    if not words:
-        parser.print_help()
-        return None
-    if not words[0].startswith("-") and words[0] not in commands:
-        raise ConfigError(f"{words[0]!r} is not a command.", did_you_mean(words[0], commands))
-    try:
-        arguments, unknown = parser.parse_known_args(words)
-    except SystemExit:  # --help and --version have printed what was asked for
-        return None
-    if unknown:
-        raise _unknown(unknown[0], words[0], commands.get(words[0], parser))
-    return arguments
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError instead of ending the process."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message[0].upper() + message[1:] + ".", f"See {self.prog} --help.")
-
-
-def _unknown(word: str, command: str, parser: argparse.ArgumentParser) -> ConfigError:
-    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    name = word.partition("=")[0]
-    if not name.startswith("-"):
-        return ConfigError(f"{word!r} is one argument too many.", f"See velodrome {command} --help.")
-    close = nearest(name, flags)
-    remedy = f"Did you mean {close}?" if close else f"See velodrome {command} --help."
-    return ConfigError(f"{name} is not an option of velodrome {command}.", remedy)
-
-
-def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = _Parser(
-        prog="velodrome",
-        description="Train a small image classifier fast, and see why it errs.",
-        epilog="A first try in a minute: velodrome train --data shapes",
-    )
-    parser.add_argument("--version", action="version", version=f"velodrome {velodrome.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    made = {
-        "train": _add_train(commands),
-        "resume": _add_resume(commands),
-        "report": _add_report(commands),
-        "summary": _add_summary(commands),
-        "doctor": _add_doctor(commands),
-    }
-    return parser, made
-
-
-def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], about: str) -> Any:
-    parser = commands.add_parser(name, help=about, description=about)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_train(commands: Any) -> argparse.ArgumentParser:
-    about = "train, evaluate and report: one run folder"
-    parser = _add_command(commands, "train", _train, about)
-    names = ", ".join(recipes.RECIPES)
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", help=f"{names}; without one, what fits the data"
-    )
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print what would happen and stop")
-    _add_output_flags(parser)
-    for section in SECTIONS:
-        _add_settings(parser, section)
-    return typing.cast(argparse.ArgumentParser, parser)
-
-
-def _add_resume(commands: Any) -> argparse.ArgumentParser:
-    parser = _add_command(commands, "resume", _resume, "go on exactly where a run stopped")
-    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
-    _add_output_flags(parser)
-    more = "more epochs than the run has; the added ones keep the learning rate with which its schedule ends"
-    parser.add_argument("--epochs", dest="set_epochs", metavar="N", default=argparse.SUPPRESS, help=more)
-    _add_settings(parser, "data", only=("data_root",))
-    return typing.cast(argparse.ArgumentParser, parser)
-
-
-def _add_report(commands: Any) -> argparse.ArgumentParser:
-    parser = _add_command(commands, "report", _report, "write the page of a run again, from its folder alone")
-    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--output", type=Path, metavar="F", help="HTML file; else RUN/report.html")
-    return typing.cast(argparse.ArgumentParser, parser)
-
-
-def _add_summary(commands: Any) -> argparse.ArgumentParser:
-    about = "the layers of a network: output shape, parameters, MACs, receptive field"
-    parser = _add_command(commands, "summary", _summary, about)
-    parser.add_argument("name", nargs="?", metavar="MODEL", help="resnet9 (the default)")
-    parser.add_argument("--classes", default="10", metavar="N", help="number of classes (default: 10)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_settings(parser, "model", without=("model",))
-    return typing.cast(argparse.ArgumentParser, parser)
-
-
-def _add_doctor(commands: Any) -> argparse.ArgumentParser:
-    about = "what this machine can do, and what velodrome will use of it"
-    parser = _add_command(commands, "doctor", _doctor, about)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_settings(parser, "data", only=("data_root",))
-    _add_settings(parser, "run", only=("runs_dir",))
-    return typing.cast(argparse.ArgumentParser, parser)
-
-
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-
-
-def _add_settings(
-    parser: argparse.ArgumentParser, section: str, only: Sequence[str] = (), without: Sequence[str] = ()
-) -> None:
-    """One flag for each setting of a section; only those that were given appear in the namespace."""
-    group = parser.add_argument_group(section, (SECTIONS[section].__doc__ or "").strip())
-    for item in SETTINGS.values():
-        if item.section != section or item.key in without or (only and item.key not in only):
-            continue
-        words = item.help.replace("%", "%%")
-        if item.kind is bool:
-            group.add_argument(
-                item.flag,
-                dest=f"set_{item.key}",
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=words,
-            )
-        else:
-            group.add_argument(
-                item.flag,
-                dest=f"set_{item.key}",
-                metavar=_metavar(item.kind),
-                default=argparse.SUPPRESS,
-                help=f"{words} ({describe_kind(item)})" if _is_limited(item.kind) else words,
-            )
-
-
-def _is_limited(kind: Any) -> bool:
-    return "Literal" in str(kind)
-
-
-def _metavar(kind: Any) -> str:
-    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    names = {int: "N", float: "X", Path: "DIR", str: "NAME"}
-    return next((names[part] for part in parts if part in names), "NAME")
-
-
-def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
-    return {
-        name.removeprefix("set_"): value for name, value in vars(arguments).items() if name.startswith("set_")
-    }
-
-
 def _config(arguments: argparse.Namespace) -> Config:
     """Recipe, then file, then flags."""
-    flags = _overrides(arguments)
+    flags = settings_given(arguments)
     file = read_yaml(arguments.config) if arguments.config else {}
     named = file.pop("recipe", None)
     if arguments.recipe and named is not None and named != arguments.recipe:
@@ -279,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> None:
-    given = _overrides(arguments)
+    given = settings_given(arguments)
     checked = override(Config(), given, "flags")
     from velodrome import session
 
@@ -290,6 +107,21 @@ def _resume(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     _tell_result(run, arguments)
+
+
+def _lr_find(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    search = search_section(search_given(arguments), "flags")
+    from velodrome import session
+
+    found = session.lr_find(config, progress=not arguments.quiet, **dataclasses.asdict(search))
+    if arguments.json:
+        _print_json(found.to_dict())
+        return
+    _print_table(dict(found.rows()))
+    sys.stdout.write(
+        f"\nFigures and data: {found.path}. To train with it: velodrome train --lr {found.lr_max:g}\n"
+    )
 
 
 def _tell_result(run: Run, arguments: argparse.Namespace) -> None:
@@ -320,7 +152,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    flags = _overrides(arguments)
+    flags = settings_given(arguments)
     if arguments.name is not None:
         flags["model"] = arguments.name
     config = override(Config(), flags, "flags")
@@ -340,7 +172,7 @@ def _summary(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    config = override(Config(), _overrides(arguments), "flags")
+    config = override(Config(), settings_given(arguments), "flags")
     from velodrome import session
 
     findings = session.examine(config)
@@ -387,3 +219,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 def _nowhere() -> typing.TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": _train,
+    "resume": _resume,
+    "lr-find": _lr_find,
+    "report": _report,
+    "summary": _summary,
+    "doctor": _doctor,
+}

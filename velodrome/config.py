@@ -122,7 +122,9 @@ class TrainSection:
     schedule_epochs: int | None = setting(
         None, "epochs that the schedule spans, else all; later ones keep its last learning rate", at_least(1)
     )
-    lr: float | Auto = setting("auto", "LRMAX, the highest learning rate; auto: a fixed value", above(0))
+    lr: float | Auto = setting(
+        "auto", "LRMAX, the highest learning rate; auto: found by a range test before training", above(0)
+    )
     lr_min: float | Auto = setting(
         "auto", "LRMIN, the learning rate of the first step; auto: LRMAX/10", above(0)
     )
@@ -156,6 +158,23 @@ class RunSection:
     )
     runs_dir: Path = setting(Path("runs"), "folder that holds the run folders")
     name: str | None = setting(None, "name of the run folder; else the recipe and a number", FOLDER_NAME)
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """How the learning rate is searched for; no part of a run's settings."""
+
+    steps: int | None = setting(
+        None, "steps of a range test; else 90, or those of an epoch where it has fewer", at_least(10)
+    )
+    repeats: int = setting(1, "range tests, each with other initial weights and order", at_least(1))
+    verify: int = setting(
+        0, "short runs with so many LRMAX around the suggestion; the best wins", at_least(0)
+    )
+    lr_start: float | None = setting(
+        None, "learning rate of the first step, else usual for the optimizer", above(0)
+    )
+    lr_end: float | None = setting(None, "learning rate of the last step, likewise", above(0))
 
 
 @dataclass(frozen=True)
@@ -196,15 +215,16 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def _settings() -> Iterator[Setting]:
-    for section, cls in SECTIONS.items():
+def _settings(sections: Mapping[str, type]) -> Iterator[Setting]:
+    for section, cls in sections.items():
         kinds = typing.get_type_hints(cls)
         for item in dataclasses.fields(cls):
             words, rule = item.metadata["help"], item.metadata["rule"]
             yield Setting(item.name, section, kinds[item.name], words, rule, item.default)
 
 
-SETTINGS: dict[str, Setting] = {item.key: item for item in _settings()}
+SETTINGS: dict[str, Setting] = {item.key: item for item in _settings(SECTIONS)}
+SEARCH_SETTINGS: dict[str, Setting] = {item.key: item for item in _settings({"search": SearchSection})}
 
 
 def override(config: Config, values: Mapping[str, object], origin: str = "") -> Config:
@@ -220,12 +240,32 @@ def override(config: Config, values: Mapping[str, object], origin: str = "") -> 
     """
     changes: dict[str, dict[str, object]] = {}
     for key, value in values.items():
-        if key not in SETTINGS:
-            raise ConfigError(f"{_where(key, origin)} is not a setting.", did_you_mean(str(key), SETTINGS))
-        item = SETTINGS[key]
+        item = _named(key, SETTINGS, origin)
         changes.setdefault(item.section, {})[key] = _checked(item, value, origin)
     sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
     return dataclasses.replace(config, **sections)
+
+
+def search_section(values: Mapping[str, object], origin: str = "") -> SearchSection:
+    """How to search for the learning rate, each value converted and checked.
+
+    Args:
+        values: setting names and values; strings are read as YAML scalars would be.
+        origin: as for `override`.
+
+    Raises:
+        ConfigError: a name is unknown, or a value has the wrong type or breaks its rule.
+    """
+    found: dict[str, Any] = {
+        key: _checked(_named(key, SEARCH_SETTINGS, origin), value, origin) for key, value in values.items()
+    }
+    return SearchSection(**found)
+
+
+def _named(key: str, settings: Mapping[str, Setting], origin: str) -> Setting:
+    if key not in settings:
+        raise ConfigError(f"{_where(key, origin)} is not a setting.", did_you_mean(str(key), settings))
+    return settings[key]
 
 
 def check(config: Config) -> Config:

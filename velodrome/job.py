@@ -77,6 +77,20 @@ class Job:
     loader: Loader
     state: TrainState
 
+    def with_lr(self, lr: float) -> Job:
+        """The same job with LRMAX where it was "auto", and what follows from it.
+
+        Raises:
+            ConfigError: another setting is at odds with it.
+        """
+        return replace(self, config=check(replace(self.config, train=resolve_lr(self.config.train, lr))))
+
+    def throwaway(self, seed: int) -> Job:
+        """A job of its own, at its start, on the same images, to be trained and forgotten."""
+        config = replace(self.config, run=replace(self.config.run, seed=seed))
+        loader = self.loader.with_seed(seed)
+        return replace(self, config=config, loader=loader, state=_new_state(config, self.splits, loader))
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps in the whole run."""
@@ -84,7 +98,7 @@ class Job:
 
 
 def resolve(config: Config) -> Config:
-    """The config with everything that is "auto" or left open decided for this machine.
+    """The config with all that is "auto" or left open decided for this machine, but for the learning rate.
 
     Raises:
         ConfigError: settings contradict one another.
@@ -126,19 +140,24 @@ def prepare(config: Config, splits: Splits | None = None, *, progress: bool = Tr
     loader = Loader(
         splits.train, normalisation, config.augment, config.train.batch_size, config.run.seed, device
     )
+    return Job(config, device, splits, normalisation, loader, _new_state(config, splits, loader))
+
+
+def _new_state(config: Config, splits: Splits, loader: Loader) -> TrainState:
+    """A new network with its optimizer, before the first step."""
+    device = loader.images_u8.device
     network = build_model(
         config.model,
         classes=len(splits.train.classes),
         image_size=splits.train.images_u8.shape[1],
         seed=config.run.seed,
     ).to(device)
-    state = TrainState(
+    return TrainState(
         model=network,
         optimizer=make_optimizer(network, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16"),
         meter=Meter(loader.steps_per_epoch, device),
     )
-    return Job(config, device, splits, normalisation, loader, state)
 
 
 def _check_batch(batch_size: int, images: int) -> None:
@@ -312,12 +331,13 @@ def _about_model(job: Job) -> dict[str, object]:
 
 def _scores(network: nn.Module, job: Job) -> Scores:
     """Loss and accuracy on the validation images, if any, and on the test images."""
-    val_loss, val_acc = _score(network, job, job.splits.val) if job.splits.val else (None, None)
-    test_loss, test_acc = _score(network, job, job.splits.test)
+    val_loss, val_acc = score_on(network, job, job.splits.val) if job.splits.val else (None, None)
+    test_loss, test_acc = score_on(network, job, job.splits.test)
     return Scores(val_loss, val_acc, test_loss, test_acc)
 
 
-def _score(network: nn.Module, job: Job, images: ImageSet) -> tuple[float | None, float]:
+def score_on(network: nn.Module, job: Job, images: ImageSet) -> tuple[float | None, float]:
+    """Mean loss, None where it is not finite, and accuracy of a network on some of the job's images."""
     logits = logits_of(
         network, images, job.normalisation, device=job.device, precision=job.config.run.precision
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from velodrome.config import Config, ModelSection, check, override, read_yaml
+from velodrome.config import Config, ModelSection, check, override, read_yaml, search_section
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Normalisation, Splits
 from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
@@ -20,9 +20,11 @@ from velodrome.device import (
     pick_precision,
     threads,
 )
-from velodrome.errors import EXIT_PARTLY, ConfigError, RunError
+from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, TrainingError
 from velodrome.evaluation.predict import Classifier
 from velodrome.job import carry_on, describe, prepare, resolve
+from velodrome.lr_finding import LRFinding
+from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.recipes import by_name, resnet9
@@ -40,10 +42,10 @@ from velodrome.run.folder import (
     open_run,
 )
 from velodrome.run.lock import locked
-from velodrome.run.sinks import duration
+from velodrome.run.sinks import duration, search_display
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
-from velodrome.training.schedule import extend, make_schedule
+from velodrome.training.schedule import USUAL_LR, extend, make_schedule
 
 
 class Run:
@@ -102,11 +104,50 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     config = config or resnet9()
     _check_place(config)
     job = prepare(config, progress=progress)
+    found = None
+    if job.config.train.lr == "auto":
+        with search_display(progress) as tell:
+            found = search_before_training(job, tell)
+        job = job.with_lr((found.lr_max if found else None) or USUAL_LR[job.config.train.optimizer])
     run = job.config.run
-    folder = create_run(run.runs_dir, run.name, job.config.recipe, lambda draft: describe(draft, job))
+
+    def fill(draft: RunFolder) -> None:
+        describe(draft, job)
+        if found:
+            found.save(draft.path)
+
+    folder = create_run(run.runs_dir, run.name, job.config.recipe, fill)
     with locked(folder):
         carry_on(folder, job, progress=progress)
     return Run(folder)
+
+
+def lr_find(config: Config | None = None, *, progress: bool = True, **search: object) -> LRFinding:
+    """Find the learning rate of a recipe by a range test on a throwaway copy.
+
+    Leaves a folder with lr_find.json, lr_find.png and lr_schedule.png, and nothing else.
+
+    Args:
+        config: from a recipe; `resnet9()` without one. Its learning rates are not looked at.
+        progress: show it on stderr.
+        search: `steps` of each test (90, or an epoch where that is shorter), `repeats` of it (1), `verify`
+            so many candidates in short runs (0), `lr_start` and `lr_end` of the range.
+
+    Raises:
+        TrainingError: the test found no learning rate; says why. The folder with the curve is there.
+        VelodromeError: bad settings or data; nothing was written.
+    """
+    plan = search_section(search)
+    config = override(config or resnet9(), {"lr": "auto", "lr_min": "auto", "lr_final": "auto"})
+    _check_place(config)
+    job = prepare(config, progress=progress)
+    with search_display(progress) as tell:
+        found = search_job(job, plan, tell)
+    run = job.config.run
+    folder = create_run(run.runs_dir, run.name, "lr-find", lambda draft: found.save(draft.path))
+    if found.lr_max is None:
+        raise TrainingError(found.refusal, f"The curve is in {folder.lr_find_figure}.")
+    return replace(found, path=folder.path)
 
 
 def resume(
@@ -221,6 +262,8 @@ def plan(config: Config) -> dict[str, object]:
     fetched = fetch_first(config.data)
     splits = blank_splits(config.data, config.run.seed) if fetched else None
     job = prepare(config, splits, progress=False)
+    first_of_all = "; LRMAX is a guess, a range test finds it first" if job.config.train.lr == "auto" else ""
+    job = job.with_lr(USUAL_LR[job.config.train.optimizer])
     settings, side = job.config.train, job.splits.train.images_u8.shape[1]
     lr_at, last = make_schedule(settings, job.loader.steps_per_epoch), job.total_steps - 1
     peak = max(range(job.total_steps), key=lr_at)
@@ -244,7 +287,7 @@ def plan(config: Config) -> dict[str, object]:
         "steps_per_epoch": job.loader.steps_per_epoch,
         "batch_size": settings.batch_size,
         "schedule": f"{settings.schedule}: {lr_at(0):.4g} at step 0, {lr_at(peak):.4g} at step {peak}, "
-        f"{lr_at(last):.4g} at step {last}",
+        f"{lr_at(last):.4g} at step {last}{first_of_all}",
         "images_per_s": round(speed),
         "training_time": duration(images / speed),
         "training_s": round(images / speed, 1),

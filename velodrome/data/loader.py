@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,6 +77,12 @@ class Loader:
         self.seed = seed
         _, height, width, _ = images.images_u8.shape
         aug.check_fits(height, width, augment)
+
+    def with_seed(self, seed: int) -> Loader:
+        """A loader of the same images, in another order and with other augmentation."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     @property
     def steps_per_epoch(self) -> int:

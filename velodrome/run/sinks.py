@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -219,6 +219,45 @@ class LiveDisplay:
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def search_display(
+    progress: bool, console: Console | None = None
+) -> Iterator[Callable[[int, int, str], None]]:
+    """A function that shows how far a search is: steps done, steps in all, what is being done.
+
+    A live bar on a terminal, a line for each thing that is done elsewhere.
+
+    Args:
+        progress: False shows nothing.
+        console: stderr by default.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    told: set[str] = set()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    bar = Progress(*columns, console=console, transient=True, expand=True)
+    task = bar.add_task("", total=None)
+
+    def tell(done: int, total: int, what: str) -> None:
+        if console.is_terminal:
+            bar.update(task, completed=done, total=total, description=f"finding the learning rate: {what}")
+        elif what not in told:
+            told.add(what)
+            with contextlib.suppress(OSError):
+                console.print(f"finding the learning rate: {what}", markup=False, soft_wrap=True)
+
+    if not progress:
+        yield lambda *_: None
+    elif console.is_terminal:
+        with bar:
+            yield tell
+    else:
+        yield tell
 
 
 class Pace:

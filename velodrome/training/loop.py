@@ -29,6 +29,9 @@ class Scores:
     test_acc: float | None
 
 
+NO_SCORES = Scores(None, None, None, None)
+
+
 def fit(
     state: TrainState,
     loader: Loader,

@@ -12,10 +12,10 @@ from velodrome.errors import ConfigError
 
 Anneal = Literal["linear", "cosine"]
 
-# LRMAX by optimizer where none is given; for sgd that of benchmarks/reference.md. LRMIN is a tenth of it, the
-# lower end of the reference recipe's range of LRMAX/10 to LRMAX/5.
-FIXED_LR = {"sgd": 0.2, "adam": 2e-3, "adamw": 2e-3}
+# LRMIN is a tenth of LRMAX, the lower end of the reference recipe's range of LRMAX/10 to LRMAX/5.
 LR_MAX_OVER_MIN = 10
+# LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
+USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3}
 
 
 def one_cycle(
@@ -67,12 +67,16 @@ def make_schedule(train: TrainSection, steps_per_epoch: int) -> Callable[[int], 
         ConfigError: a learning rate is still "auto".
     """
     total_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
-    shape = _shape(train, total_steps)
+    shape = squeeze_schedule(train, total_steps)
     return lambda step: shape(min(step, total_steps - 1))
 
 
-def _shape(train: TrainSection, total_steps: int) -> Callable[[int], float]:
-    """Step -> learning rate, for the steps that the schedule spans."""
+def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[int], float]:
+    """The whole schedule of a section within so many steps: step from 0 to total_steps - 1 -> learning rate.
+
+    Raises:
+        ConfigError: a learning rate is still "auto".
+    """
     lr_max, lr_min, lr_final = _number(train.lr), _number(train.lr_min), _number(train.lr_final)
     if train.schedule == "constant":
         return lambda _step: lr_max
@@ -111,12 +115,19 @@ def extend(train: TrainSection, epochs: int) -> TrainSection:
     return extended
 
 
-def resolve_lr(train: TrainSection) -> TrainSection:
-    """The section with a number in place of every learning rate that is "auto"."""
-    lr = FIXED_LR[train.optimizer] if train.lr == "auto" else train.lr
-    lr_min = lr / LR_MAX_OVER_MIN if train.lr_min == "auto" else train.lr_min
+def resolve_lr(train: TrainSection, lr: float | None = None) -> TrainSection:
+    """The section with a number in place of every learning rate that is "auto".
+
+    Args:
+        train: with or without LRMAX.
+        lr: LRMAX where the section has none; without either, everything stays as it is.
+    """
+    lr_max = lr if train.lr == "auto" else train.lr
+    if lr_max is None:
+        return train
+    lr_min = lr_max / LR_MAX_OVER_MIN if train.lr_min == "auto" else train.lr_min
     lr_final = lr_min if train.lr_final == "auto" else train.lr_final
-    return replace(train, lr=lr, lr_min=lr_min, lr_final=lr_final)
+    return replace(train, lr=lr_max, lr_min=lr_min, lr_final=lr_final)
 
 
 def _between(start: float, end: float, done: float, anneal: Anneal) -> float:

@@ -1,0 +1,218 @@
+"""The command line as argparse sees it: commands, and a flag for every setting in `velodrome.config`.
+
+The values of flags go through the same conversion and the same checks as YAML values, so that an error reads
+the same wherever it comes from. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import velodrome
+from velodrome import recipes
+from velodrome.config import SEARCH_SETTINGS, SECTIONS, SETTINGS, Setting, describe_kind
+from velodrome.errors import ConfigError, did_you_mean, nearest
+
+# What a range test finds, and what makes no difference to it.
+NOT_FOR_LR_FIND = ("lr", "lr_min", "lr_final", "limit_test", "compile", "checkpoint_every")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace | None:
+    """The arguments of a command, or None where only help was asked for.
+
+    Raises:
+        ConfigError: a command, option or argument is unknown or incomplete.
+    """
+    parser, commands = _make_parser()
+    if not words:
+        parser.print_help()
+        return None
+    if not words[0].startswith("-") and words[0] not in commands:
+        raise ConfigError(f"{words[0]!r} is not a command.", did_you_mean(words[0], commands))
+    try:
+        arguments, unknown = parser.parse_known_args(words)
+    except SystemExit:  # --help and --version have printed what was asked for
+        return None
+    if unknown:
+        raise _unknown(unknown[0], words[0], commands.get(words[0], parser))
+    return arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError instead of ending the process."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message[0].upper() + message[1:] + ".", f"See {self.prog} --help.")
+
+
+def _unknown(word: str, command: str, parser: argparse.ArgumentParser) -> ConfigError:
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return ConfigError(f"{word!r} is one argument too many.", f"See velodrome {command} --help.")
+    close = nearest(name, flags)
+    remedy = f"Did you mean {close}?" if close else f"See velodrome {command} --help."
+    return ConfigError(f"{name} is not an option of velodrome {command}.", remedy)
+
+
+def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="velodrome",
+        description="Train a small image classifier fast, and see why it errs.",
+        epilog="A first try in a minute: velodrome train --data shapes",
+    )
+    parser.add_argument("--version", action="version", version=f"velodrome {velodrome.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    made = {
+        "train": _add_train(commands),
+        "resume": _add_resume(commands),
+        "lr-find": _add_lr_find(commands),
+        "report": _add_report(commands),
+        "summary": _add_summary(commands),
+        "doctor": _add_doctor(commands),
+    }
+    return parser, made
+
+
+def _add_command(commands: Any, name: str, about: str) -> Any:
+    parser = commands.add_parser(name, help=about, description=about)
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    parser = _add_command(commands, "train", "train, evaluate and report: one run folder")
+    _add_recipe(parser)
+    parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would happen and stop")
+    _add_output_flags(parser)
+    for section in SECTIONS:
+        _add_settings(parser, section)
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(recipes.RECIPES)
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help=f"{names}; without one, what fits the data"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file with settings; flags win over it"
+    )
+
+
+def _add_lr_find(commands: Any) -> argparse.ArgumentParser:
+    about = "find the learning rate by a range test: table, figure, LRMAX and LRMIN"
+    parser = _add_command(commands, "lr-find", about)
+    _add_recipe(parser)
+    _add_output_flags(parser)
+    group = parser.add_argument_group("search", "How the learning rate is searched for.")
+    _add_flags(group, SEARCH_SETTINGS.values(), "search_")
+    for section in SECTIONS:
+        _add_settings(parser, section, without=NOT_FOR_LR_FIND)
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_resume(commands: Any) -> argparse.ArgumentParser:
+    parser = _add_command(commands, "resume", "go on exactly where a run stopped")
+    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
+    _add_output_flags(parser)
+    more = "more epochs than the run has; the added ones keep the learning rate with which its schedule ends"
+    parser.add_argument("--epochs", dest="set_epochs", metavar="N", default=argparse.SUPPRESS, help=more)
+    _add_settings(parser, "data", only=("data_root",))
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_report(commands: Any) -> argparse.ArgumentParser:
+    parser = _add_command(commands, "report", "write the page of a run again, from its folder alone")
+    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--output", type=Path, metavar="F", help="HTML file; else RUN/report.html")
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_summary(commands: Any) -> argparse.ArgumentParser:
+    about = "the layers of a network: output shape, parameters, MACs, receptive field"
+    parser = _add_command(commands, "summary", about)
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="resnet9 (the default)")
+    parser.add_argument("--classes", default="10", metavar="N", help="number of classes (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_settings(parser, "model", without=("model",))
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_doctor(commands: Any) -> argparse.ArgumentParser:
+    about = "what this machine can do, and what velodrome will use of it"
+    parser = _add_command(commands, "doctor", about)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_settings(parser, "data", only=("data_root",))
+    _add_settings(parser, "run", only=("runs_dir",))
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_settings(
+    parser: argparse.ArgumentParser, section: str, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
+    """One flag for each setting of a section; only those that were given appear in the namespace."""
+    group = parser.add_argument_group(section, (SECTIONS[section].__doc__ or "").strip())
+    wanted = [item for item in SETTINGS.values() if item.section == section and item.key not in without]
+    _add_flags(group, [item for item in wanted if not only or item.key in only], "set_")
+
+
+def _add_flags(group: Any, settings: Iterable[Setting], prefix: str) -> None:
+    for item in settings:
+        words = item.help.replace("%", "%%")
+        if item.kind is bool:
+            group.add_argument(
+                item.flag,
+                dest=prefix + item.key,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=words,
+            )
+        else:
+            group.add_argument(
+                item.flag,
+                dest=prefix + item.key,
+                metavar=_metavar(item.kind),
+                default=argparse.SUPPRESS,
+                help=f"{words} ({describe_kind(item)})" if _is_limited(item.kind) else words,
+            )
+
+
+def _is_limited(kind: Any) -> bool:
+    return "Literal" in str(kind)
+
+
+def _metavar(kind: Any) -> str:
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    names = {int: "N", float: "X", Path: "DIR", str: "NAME"}
+    return next((names[part] for part in parts if part in names), "NAME")
+
+
+def settings_given(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that were given as flags: names and texts."""
+    return _given(arguments, "set_")
+
+
+def search_given(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings of the search for a learning rate that were given as flags: names and texts."""
+    return _given(arguments, "search_")
+
+
+def _given(arguments: argparse.Namespace, prefix: str) -> dict[str, object]:
+    return {
+        name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)
+    }

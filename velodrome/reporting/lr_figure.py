@@ -1,0 +1,163 @@
+"""Figures of a learning rate range test, drawn from lr_find.json; never imports torch."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from velodrome.run.folder import write_atomically
+
+INK, QUIET, HAIR, AZURE, RED = "#16191d", "#5a626c", "#e2e3df", "#0a67b0", "#c8401c"
+NAMES = {
+    "valley": "valley",
+    "slide": "slide",
+    "steepest": "steepest",
+    "minimum_tenth": "minimum / 10",
+    "minimum": "minimum",
+}
+
+
+def draw_range_test(found: Mapping[str, Any]) -> Figure:
+    """The losses over the learning rate with every suggestion, LRMIN to LRMAX, and the divergence point.
+
+    Args:
+        found: as in lr_find.json.
+    """
+    figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    curve = found["curve"]
+    lrs, losses, smoothed = curve["lr"], curve["loss"], curve["smoothed"]
+    low, high = _limits(smoothed)
+    axes.scatter(lrs, losses, s=9, color=QUIET, alpha=0.45, linewidths=0, label="loss of each step")
+    axes.plot(lrs, smoothed, color=AZURE, linewidth=2, label="smoothed")
+    axes.set_xscale("log")
+    axes.set_ylim(low, high)
+    axes.axvspan(
+        found["lr_min"],
+        found["lr_max"],
+        color=AZURE,
+        alpha=0.12,
+        linewidth=0,
+        label=f"one-cycle: LRMIN {found['lr_min']:.2g} to LRMAX {found['lr_max']:.2g}",
+    )
+    if found["ending"] != "completed":
+        last = lrs[-1]
+        words = "diverged" if found["ending"] == "diverged" else "not finite after this"
+        axes.axvline(last, color=RED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{words}, at {last:.2g}")
+    _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
+    axes.set_title(
+        f"Learning rate range test: {found['recipe']} on {found['data']}, {found['optimizer']}, "
+        f"{len(lrs)} steps of {found['batch_size']} images",
+        loc="left",
+        color=INK,
+        fontsize=11,
+    )
+    axes.set_xlabel("learning rate (log scale)", color=INK)
+    axes.set_ylabel("training loss", color=INK)
+    _plain(axes)
+    axes.legend(loc="lower left", frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def draw_schedule(lrs: Sequence[float], steps_per_epoch: int) -> Figure:
+    """The learning rate of every step of the run, with its peak marked.
+
+    Args:
+        lrs: of each step.
+        steps_per_epoch: to count epochs on the x axis.
+    """
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    epochs = [step / steps_per_epoch for step in range(len(lrs))]
+    peak = max(range(len(lrs)), key=lrs.__getitem__)
+    axes.plot(epochs, lrs, color=AZURE, linewidth=2)
+    axes.plot([epochs[peak]], [lrs[peak]], "o", color=RED, markersize=6)
+    axes.annotate(
+        f"LRMAX {lrs[peak]:.3g} at step {peak} (epoch {epochs[peak]:.1f})",
+        (epochs[peak], lrs[peak]),
+        xytext=(10, -2),
+        textcoords="offset points",
+        color=RED,
+        fontsize=9,
+    )
+    for step, words, where in ((0, "first", "left"), (len(lrs) - 1, "last", "right")):
+        axes.annotate(
+            f"{words} step: {lrs[step]:.3g}",
+            (epochs[step], lrs[step]),
+            xytext=(6 if where == "left" else -6, -5),
+            textcoords="offset points",
+            ha=where,
+            va="top",
+            color=QUIET,
+            fontsize=9,
+        )
+    axes.set_ylim(0, max(lrs) * 1.12)
+    axes.set_title("Learning rate over the run", loc="left", color=INK, fontsize=11)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel("learning rate", color=INK)
+    _plain(axes)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, atomically.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    data = io.BytesIO()
+    # Without the version of matplotlib in it: the same figure is the same file.
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write_atomically(path, data.getvalue())
+
+
+def _limits(smoothed: Sequence[float]) -> tuple[float, float]:
+    """The part of the y axis that matters: from below the minimum to somewhat above the start."""
+    start, lowest = max(smoothed[: max(1, len(smoothed) // 3)]), min(smoothed)
+    room = max(start - lowest, 0.05 * abs(start), 1e-6)
+    return lowest - 0.55 * room, start + 0.45 * room
+
+
+def _mark_suggestions(
+    axes: Axes,
+    suggestions: Mapping[str, float],
+    lrs: Sequence[float],
+    smoothed: Sequence[float],
+    limits: tuple[float, float],
+) -> None:
+    """A dot on the curve for each suggestion and its name above it, each at a height of its own."""
+    low, high = limits
+    logs = [math.log(lr) for lr in lrs]
+    ordered = sorted(suggestions.items(), key=lambda item: item[1])
+    for rank, (name, lr) in enumerate(ordered):
+        nearest = min(range(len(lrs)), key=lambda index: abs(logs[index] - math.log(lr)))
+        loss = min(smoothed[nearest], high)
+        height = high - (high - low) * (0.05 + 0.065 * rank)
+        axes.plot([lr, lr], [loss, height], color=QUIET, alpha=0.5, linewidth=0.8, zorder=1)
+        axes.plot([lr], [loss], "o", color=INK, markersize=5, zorder=4)
+        axes.annotate(
+            f"{NAMES.get(name, name)} {lr:.2g}",
+            (lr, height),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=INK,
+            fontsize=9,
+        )
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color=HAIR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=QUIET, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(HAIR)
