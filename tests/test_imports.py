@@ -29,10 +29,23 @@ ALLOWED = {
     "reporting": {"run.folder", "errors"},
     "job": {"reporting", "training", "evaluation"} | STAGES,
     "resumption": {"job"} | STAGES,
-    "session": {"job", "resumption", "reporting", "training", "evaluation", "recipes"} | STAGES,
-    "cli": {"session", "recipes"} | BASE,
+    "lr_finding": {"reporting", "training"} | RUN,
+    "lr_search": {"job", "lr_finding", "training"} | STAGES,
+    "session": {
+        "job",
+        "resumption",
+        "lr_search",
+        "lr_finding",
+        "reporting",
+        "training",
+        "evaluation",
+        "recipes",
+    }
+    | STAGES,
+    "flags": {"recipes"} | BASE,
+    "cli": {"session", "recipes", "flags"} | BASE,
     "__main__": {"cli"},
-    "__init__": {"session", "recipes", "models"} | BASE,
+    "__init__": {"session", "lr_search", "lr_finding", "recipes", "models"} | BASE,
 }
 
 

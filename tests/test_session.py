@@ -138,8 +138,8 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "adam", "lr": "auto", "l1": 1e-5},
-        {"optimizer": "adamw", "lr": "auto", "dropout": 0.2, "label_smoothing": 0.1},
+        {"optimizer": "adam", "lr": 0.005, "l1": 1e-5},
+        {"optimizer": "adamw", "lr": 0.005, "dropout": 0.2, "label_smoothing": 0.1},
         {"schedule": "cosine", "crop": 0, "cutout": 0, "flip": False},
         {"schedule": "constant", "crop_fill": "reflect", "anneal": "cosine"},
         {"precision": "bf16"},

@@ -164,9 +164,7 @@ class RunSection:
 class SearchSection:
     """How the learning rate is searched for; no part of a run's settings."""
 
-    steps: int | None = setting(
-        None, "steps of a range test; else 90, or those of an epoch where it has fewer", at_least(10)
-    )
+    steps: int = setting(90, "steps of a range test", at_least(10))
     repeats: int = setting(1, "range tests, each with other initial weights and order", at_least(1))
     verify: int = setting(
         0, "short runs with so many LRMAX around the suggestion; the best wins", at_least(0)

@@ -19,7 +19,7 @@ from velodrome.config import SEARCH_SETTINGS, SECTIONS, SETTINGS, Setting, descr
 from velodrome.errors import ConfigError, did_you_mean, nearest
 
 # What a range test finds, and what makes no difference to it.
-NOT_FOR_LR_FIND = ("lr", "lr_min", "lr_final", "limit_test", "compile", "checkpoint_every")
+NOT_FOR_LR_FIND = ("lr", "lr_min", "lr_final", "compile", "checkpoint_every")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace | None:

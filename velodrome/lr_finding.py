@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import ConfigError
 from velodrome.run.folder import RunFolder, write_json
 from velodrome.training.lr_range import Sweep
-from velodrome.training.lr_verdict import RULE, Verdict
+from velodrome.training.lr_verdict import Verdict
 from velodrome.training.schedule import LR_MAX_OVER_MIN
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class LRFinding:
         return {
             "lr_max": self.lr_max,
             "lr_min": self.lr_min,
-            "rule": RULE,
+            "rule": verdict.rule or None,
             "suggestions": dataclasses.asdict(verdict.suggestions) if verdict.suggestions else None,
             "confidence": dataclasses.asdict(confidence) if confidence else None,
             "refusal": self.refusal or None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from velodrome.config import SearchSection, settings_of_training
 from velodrome.device import memory_kept
-from velodrome.errors import EXIT_BAD_INPUT, TrainingError, VelodromeWarning
+from velodrome.errors import TrainingError, VelodromeWarning
 from velodrome.events import EpochDone
 from velodrome.job import Job, score_on
 from velodrome.lr_finding import LRFinding, Trial
@@ -31,7 +31,7 @@ from velodrome.training.lr_range import (
     usual_range,
 )
 from velodrome.training.lr_rules import Values
-from velodrome.training.lr_verdict import judge, round_to_two_digits
+from velodrome.training.lr_verdict import Guessing, judge, round_to_two_digits
 from velodrome.training.schedule import USUAL_LR, make_schedule, resolve_lr, squeeze_schedule
 
 # Steps of each trial run: about an epoch of the reference recipe.
@@ -67,7 +67,9 @@ def search_job(job: Job, search: SearchSection, tell: Tell = lambda *_: None) ->
             for curve in _sweep(job.throwaway(seed + repeat), lrs):
                 tell(done + len(curve.losses), in_all, f"range test {repeat + 1} of {search.repeats}")
             sweeps.append(curve)
-        verdict = judge(sweeps, guessing=guessing_loss(job), batches=per_epoch)
+        verdict = judge(
+            sweeps, adaptive=job.config.train.optimizer != "sgd", guessing=guessing_on(job), batches=per_epoch
+        )
         for rank, lr_max in enumerate(_candidates(verdict.lr_max, search.verify)):
             tell(search.repeats * len(lrs) + rank * TRIAL_STEPS, in_all, f"trying LRMAX {lr_max:.2g}")
             trials.append(_try(job.throwaway(seed), lr_max))
@@ -84,31 +86,24 @@ def search_job(job: Job, search: SearchSection, tell: Tell = lambda *_: None) ->
     return replace(finding, schedule_lrs=tuple(map(lr_at, range(job.total_steps))), steps_per_epoch=per_epoch)
 
 
-def search_before_training(job: Job, tell: Tell) -> LRFinding | None:
-    """What a range test finds for a run, at the cost of an epoch at most; None where that is too short.
+def search_before_training(job: Job, tell: Tell) -> tuple[LRFinding | None, float]:
+    """LRMAX for a run, at the cost of an epoch at most, and the search behind it, if there was one.
 
-    Warns (VelodromeWarning) where there is no test, or a short one finds nothing, which proves nothing: the
-    run is to have the usual learning rate.
-
-    Raises:
-        TrainingError: a test of full length found no learning rate.
+    Warns (VelodromeWarning) where an epoch is too short for a test or the test finds nothing: LRMAX is then
+    the usual one, so that small batches and small data, of which a test may see too little, can be trained.
     """
-    steps, optimizer = steps_of_test(job), job.config.train.optimizer
-    usual = f"{USUAL_LR[optimizer]:g}, the usual one for {optimizer}"
+    steps, optimizer = min(STEPS, job.loader.steps_per_epoch), job.config.train.optimizer
+    usual = f"{USUAL_LR[optimizer]:g}, the usual one for {optimizer}. Choose another with --lr."
     if steps < FEWEST_STEPS:
         _warn(
             f"The learning rate is not searched for, as an epoch has {steps} of the {FEWEST_STEPS} steps "
-            f"that it takes: LRMAX is {usual}. Choose another with --lr."
+            f"that it takes: LRMAX is {usual}"
         )
-        return None
-    found = search_job(job, SearchSection(), tell)
-    if found.lr_max is None and steps == STEPS:
-        error = TrainingError(found.refusal, f"Or train without a range test: --lr {USUAL_LR[optimizer]:g}.")
-        error.exit_code = EXIT_BAD_INPUT  # nothing has been written
-        raise error
+        return None, USUAL_LR[optimizer]
+    found = search_job(job, SearchSection(steps=steps), tell)
     if found.lr_max is None:
-        _warn(f"{found.refusal} With so few steps that proves nothing: LRMAX is {usual}.")
-    return found
+        _warn(f"The range test found no learning rate. {found.refusal} Meanwhile LRMAX is {usual}")
+    return found, found.lr_max or USUAL_LR[optimizer]
 
 
 def _warn(message: str) -> None:
@@ -167,20 +162,23 @@ def search_module(
         "batch_size": None,
         "seconds": round(time.perf_counter() - began_s, 2),
     }
-    return LRFinding(judge([curve], guessing=guessing, batches=counted.most), (curve,), about=about)
+    level = None if guessing is None else Guessing(guessing)
+    return LRFinding(
+        judge(
+            [curve], adaptive=not isinstance(optimizer, torch.optim.SGD), guessing=level, batches=counted.most
+        ),
+        (curve,),
+        about=about,
+    )
 
 
-def steps_of_test(job: Job) -> int:
-    """Steps of the range test that comes before training: an epoch at most, which may be too few."""
-    return min(STEPS, job.loader.steps_per_epoch)
-
-
-def guessing_loss(job: Job) -> float:
-    """The loss of the best answer that does not look at the image: the entropy of the (smoothed) labels."""
+def guessing_on(job: Job) -> Guessing:
+    """What the best answer gets that never looks at the image; its loss is the entropy of the targets."""
     counts = np.bincount(job.splits.train.labels, minlength=len(job.splits.train.classes))
     smoothing = job.config.train.label_smoothing
     shares = (1 - smoothing) * counts / counts.sum() + smoothing / len(counts)
-    return float(-sum(share * math.log(share) for share in shares if share > 0))
+    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    return Guessing(float(entropy), float(counts.max() / counts.sum()))
 
 
 def _judged_by(job: Job) -> str:
@@ -227,9 +225,8 @@ def _untouched(device: torch.device) -> Iterator[None]:
 
 def _lrs(job: Job, search: SearchSection) -> Values:
     """The learning rate of each step of a range test."""
-    steps = steps_of_test(job) if search.steps is None else search.steps
-    start, end = usual_range(job.config.train.optimizer, steps)
-    return geometric(search.lr_start or start, search.lr_end or end, steps)
+    start, end = usual_range(job.config.train.optimizer, search.steps)
+    return geometric(search.lr_start or start, search.lr_end or end, search.steps)
 
 
 def _sweep(trial: Job, lrs: Values) -> Iterator[Sweep]:

@@ -107,8 +107,8 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     found = None
     if job.config.train.lr == "auto":
         with search_display(progress) as tell:
-            found = search_before_training(job, tell)
-        job = job.with_lr((found.lr_max if found else None) or USUAL_LR[job.config.train.optimizer])
+            found, lr_max = search_before_training(job, tell)
+        job = job.with_lr(lr_max)
     run = job.config.run
 
     def fill(draft: RunFolder) -> None:
@@ -130,8 +130,8 @@ def lr_find(config: Config | None = None, *, progress: bool = True, **search: ob
     Args:
         config: from a recipe; `resnet9()` without one. Its learning rates are not looked at.
         progress: show it on stderr.
-        search: `steps` of each test (90, or an epoch where that is shorter), `repeats` of it (1), `verify`
-            so many candidates in short runs (0), `lr_start` and `lr_end` of the range.
+        search: `steps` of each test (90), `repeats` of it (1), `verify` so many candidates in short runs (0),
+            `lr_start` and `lr_end` of the range.
 
     Raises:
         TrainingError: the test found no learning rate; says why. The folder with the curve is there.

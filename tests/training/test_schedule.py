@@ -10,7 +10,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from velodrome.config import TrainSection
 from velodrome.errors import ConfigError
-from velodrome.training.schedule import FIXED_LR, cosine, extend, make_schedule, one_cycle, resolve_lr
+from velodrome.training.schedule import (
+    cosine,
+    extend,
+    make_schedule,
+    one_cycle,
+    resolve_lr,
+    squeeze_schedule,
+)
 
 
 def torch_lrs(make: type[LRScheduler], total: int, lr: float = 1.0, **settings: object) -> list[float]:
@@ -123,12 +130,25 @@ def test_auto_must_be_resolved_before(setting):
         make_schedule(TrainSection(**values), 10)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_auto_becomes_a_fixed_rate_without_annihilation(optimizer):
-    found = resolve_lr(TrainSection(optimizer=optimizer))
-    assert found.lr == FIXED_LR[optimizer]
+def test_without_a_rate_nothing_is_resolved():
+    train = TrainSection(lr_min=0.01)
+    assert resolve_lr(train) == train
+
+
+def test_a_rate_that_was_found_stands_in_for_auto_without_annihilation():
+    found = resolve_lr(TrainSection(), 0.3)
+    assert found.lr == 0.3
     assert found.lr / 10 <= found.lr_min * (1 + 1e-12) <= found.lr / 5  # the recipe's range of LRMIN
     assert found.lr_final == found.lr_min
+
+
+def test_a_rate_that_was_found_does_not_replace_one_that_was_given():
+    assert resolve_lr(TrainSection(lr=0.5), 0.3) == resolve_lr(TrainSection(lr=0.5))
+
+
+def test_a_schedule_is_squeezed_as_a_whole():
+    train = resolve_lr(TrainSection(epochs=20, lr=0.1, lr_min=0.02))
+    assert [squeeze_schedule(train, 12)(step) for step in range(12)] == schedule_of(12, lr=0.1, lr_min=0.02)
 
 
 def test_rates_that_were_given_are_kept():
@@ -152,24 +172,24 @@ def test_a_schedule_may_be_left_before_its_end():
 
 
 def test_extending_leaves_the_schedule_of_the_epochs_before_as_it_was():
-    once = extend(resolve_lr(TrainSection(epochs=3)), 4)
+    once = extend(resolve_lr(TrainSection(epochs=3, lr=0.1)), 4)
     assert (once.epochs, once.schedule_epochs) == (4, 3)
     twice = extend(once, 6)
     assert (twice.epochs, twice.schedule_epochs) == (6, 3)
 
 
 def test_extending_by_nothing_changes_nothing_that_is_trained():
-    train = resolve_lr(TrainSection(epochs=3, lr_final=0.0))
+    train = resolve_lr(TrainSection(epochs=3, lr=0.1, lr_final=0.0))
     before, after = make_schedule(train, 5), make_schedule(extend(train, 3), 5)
     assert [before(step) for step in range(15)] == [after(step) for step in range(15)]
 
 
 def test_fewer_epochs_are_refused():
     with pytest.raises(ConfigError, match="epochs is 2, but the run has 3"):
-        extend(resolve_lr(TrainSection(epochs=3)), 2)
+        extend(resolve_lr(TrainSection(epochs=3, lr=0.1)), 2)
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
 def test_extending_a_schedule_that_ends_at_zero_is_refused(schedule):
     with pytest.raises(ConfigError, match="ends at 0"):
-        extend(resolve_lr(TrainSection(epochs=3, schedule=schedule, lr_final=0.0)), 4)
+        extend(resolve_lr(TrainSection(epochs=3, lr=0.1, schedule=schedule, lr_final=0.0)), 4)

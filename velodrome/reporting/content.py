@@ -5,8 +5,10 @@ The templates decide how it looks. What the folder lacks is None or empty, and t
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from velodrome.errors import RunError
@@ -76,6 +78,17 @@ class Model:
 
 
 @dataclass(frozen=True)
+class LearningRate:
+    """What lr_find.json says; `figure` is lr_find.png as a data URI, None where it is missing."""
+
+    facts: tuple[Fact, ...]
+    suggestions: Table
+    sentences: tuple[str, ...]
+    refusal: str | None
+    figure: str | None
+
+
+@dataclass(frozen=True)
 class Content:
     """All that the page shows, in its order."""
 
@@ -86,6 +99,7 @@ class Content:
     facts: tuple[Fact, ...]
     charts: tuple[Drawing, ...]
     history: Table | None
+    learning_rate: LearningRate | None
     predictions: Predictions | None
     model: Model | None
     config: str | None
@@ -112,6 +126,7 @@ def gather(folder: RunFolder) -> Content:
         facts=_facts(known, history),
         charts=_charts(events, history),
         history=_table(_HISTORY_COLUMNS, history, numbers=1) if history else None,
+        learning_rate=_learning_rate(folder),
         predictions=read_predictions(folder, known.get("classes")),
         model=_model(folder.read_json(folder.summary)),
         config=_read_config(folder),
@@ -240,8 +255,7 @@ def _model(summary: Mapping[str, Any] | None) -> Model | None:
     layers = (summary or {}).get("layers")
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or not layers:
         return None
-    totals = (summary or {}).get("totals")
-    known = totals if isinstance(totals, dict) else {}
+    known = _mapping((summary or {}).get("totals"))
     facts = (
         Fact("Parameters", text.count(known.get("params"))),
         Fact("MACs per image", text.count(known.get("macs"))),
@@ -250,6 +264,43 @@ def _model(summary: Mapping[str, Any] | None) -> Model | None:
     return Model(
         tuple(fact for fact in facts if fact.value != text.NONE), _table(_LAYER_COLUMNS, layers, numbers=3)
     )
+
+
+def _learning_rate(folder: RunFolder) -> LearningRate | None:
+    """What the range test found, None where none was run."""
+    found = folder.read_json(folder.lr_find)
+    if found is None:
+        return None
+    confidence, suggested = _mapping(found.get("confidence")), _mapping(found.get("suggestions"))
+    facts = (
+        Fact("LRMAX", text.rate(found.get("lr_max"))),
+        Fact("LRMIN", text.rate(found.get("lr_min"))),
+        Fact("Confidence", text.words(confidence.get("level"))),
+        Fact("Steps of the test", text.count(found.get("steps"))),
+        Fact("Time", text.duration(found.get("seconds"))),
+    )
+    reasons = confidence.get("reasons")
+    said = [*(reasons if isinstance(reasons, list) else []), found.get("rule")]
+    rows = tuple((text.words(rule).replace("_", " "), text.rate(lr)) for rule, lr in suggested.items())
+    return LearningRate(
+        facts=tuple(fact for fact in facts if fact.value != text.NONE),
+        suggestions=Table(("Rule", "Learning rate"), rows, numbers=1),
+        sentences=tuple(sentence for sentence in said if isinstance(sentence, str)),
+        refusal=text.words(found["refusal"]) if found.get("refusal") else None,
+        figure=_as_data_uri(folder.lr_find_figure),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _as_data_uri(image: Path) -> str | None:
+    """A PNG file as the page can hold it, None where it cannot be read."""
+    try:
+        return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    except OSError:
+        return None
 
 
 def _read_config(folder: RunFolder) -> str | None:

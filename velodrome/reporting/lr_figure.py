@@ -38,26 +38,22 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     axes.plot(lrs, smoothed, color=AZURE, linewidth=2, label="smoothed")
     axes.set_xscale("log")
     axes.set_ylim(low, high)
-    axes.axvspan(
-        found["lr_min"],
-        found["lr_max"],
-        color=AZURE,
-        alpha=0.12,
-        linewidth=0,
-        label=f"one-cycle: LRMIN {found['lr_min']:.2g} to LRMAX {found['lr_max']:.2g}",
-    )
+    if found["lr_max"] is not None:
+        axes.axvspan(
+            found["lr_min"],
+            found["lr_max"],
+            color=AZURE,
+            alpha=0.12,
+            linewidth=0,
+            label=f"one-cycle: LRMIN {found['lr_min']:.2g} to LRMAX {found['lr_max']:.2g}",
+        )
     if found["ending"] != "completed":
         last = lrs[-1]
         words = "diverged" if found["ending"] == "diverged" else "not finite after this"
         axes.axvline(last, color=RED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{words}, at {last:.2g}")
-    _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
-    axes.set_title(
-        f"Learning rate range test: {found['recipe']} on {found['data']}, {found['optimizer']}, "
-        f"{len(lrs)} steps of {found['batch_size']} images",
-        loc="left",
-        color=INK,
-        fontsize=11,
-    )
+    if found["lr_max"] is not None:
+        _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
+    axes.set_title(_title(found), loc="left", color=INK, fontsize=11)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)
     _plain(axes)
@@ -115,6 +111,18 @@ def save_figure(figure: Figure, path: Path) -> None:
     # Without the version of matplotlib in it: the same figure is the same file.
     figure.savefig(data, format="png", metadata={"Software": None})
     write_atomically(path, data.getvalue())
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    """What was tested on what, as far as it is known."""
+    what = " on ".join(str(found[key]) for key in ("recipe", "data") if found.get(key)) or found.get(
+        "model", ""
+    )
+    steps = f"{len(found['curve']['lr'])} steps"
+    if found.get("batch_size"):
+        steps += f" of {found['batch_size']} images"
+    refused = "" if found["lr_max"] is not None else ", no learning rate found"
+    return f"Learning rate range test: {what}, {found['optimizer']}, {steps}{refused}"
 
 
 def _limits(smoothed: Sequence[float]) -> tuple[float, float]:

@@ -53,11 +53,15 @@ class Sweep:
         losses: (S,) float64, of the step with that learning rate, before it changed the weights; all finite.
         ending: how it ended. "diverged": the last loss is the first whose running mean is far above its
             lowest; "not finite": the step after the last had a loss that is not finite.
+        images: that the network has answered for during the test; 0 where that is not known.
+        right: of these answers that were right.
     """
 
     lrs: Values
     losses: Values
     ending: Ending
+    images: int = 0
+    right: int = 0
 
     @property
     def smoothed(self) -> Values:
@@ -131,7 +135,10 @@ def sweep_recipe(
                 else:
                     yield
 
-    return follow(steps(), lambda: [*earlier, *state.meter.step_losses()], lrs)
+    for curve in follow(steps(), lambda: [*earlier, *state.meter.step_losses()], lrs):
+        done = state.meter.done  # of the last epoch, which stands for all
+        images, right = state.meter.images[:done].sum(), state.meter.correct[:done].sum()
+        yield replace(curve, images=int(images), right=int(right))
 
 
 def follow(steps: Iterator[object], read: Callable[[], Sequence[float]], lrs: Values) -> Iterator[Sweep]:

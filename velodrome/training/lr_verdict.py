@@ -9,17 +9,40 @@ from typing import Literal
 
 import numpy as np
 
-from velodrome.training.lr_range import FEWEST_STEPS, STEPS_PER_DECADE, Sweep
-from velodrome.training.lr_rules import Fall, Suggestions, Values, fall_of, smooth, suggest
+from velodrome.training.lr_range import FEWEST_STEPS, HALF_RANGE, STEPS, STEPS_PER_DECADE, Sweep
+from velodrome.training.lr_rules import SURE, Fall, Suggestions, Values, fall_of, smooth, suggest
 from velodrome.training.schedule import LR_MAX_OVER_MIN
 
-# LRMAX as a multiple of what each rule finds: how far apart the two were where the best LRMAX was known, see
-# benchmarks/lr_regret.md. Three opinions, because each rule alone can be off by a factor of three.
-LR_MAX_OVER = {"valley": 7.0, "steepest": 2.5, "minimum": 0.5}
-RULE = (
-    "LRMAX is the geometric mean of three opinions: 7 x valley, 2.5 x steepest and minimum / 2. "
-    f"LRMIN is LRMAX / {LR_MAX_OVER_MIN}."
-)
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far LRMAX is from what each rule finds, as measured where the best LRMAX was known.
+
+    Attributes:
+        valley: LRMAX over the valley, in a test with `USUAL_DENSITY`.
+        steepest: over the steepest fall.
+        minimum: over the minimum.
+        exponent: of the density. With fewer steps at each learning rate the loss falls later, so that all
+            rules find higher ones.
+    """
+
+    valley: float
+    steepest: float
+    minimum: float
+    exponent: float
+
+
+# From short runs over grids, see benchmarks/lr_regret.md and LOG.md. Three opinions, because each rule alone
+# can be off by a factor of three. An optimizer that adapts the length of its steps still takes short ones
+# when the test is over: its second moments remember the larger gradients of the start. So it looks more
+# stable than it is.
+CALIBRATIONS = {
+    "plain": Calibration(valley=10.0, steepest=3.8, minimum=0.75, exponent=0.5),
+    "adaptive": Calibration(valley=4.5, steepest=1.6, minimum=0.33, exponent=0.0),
+}
+# Steps to a decade of learning rates in the usual test: 90 over four decades.
+USUAL_DENSITY = (STEPS - 1) / (2 * HALF_RANGE)
+
 # Opinions or repeats that differ by no more than these factors give high or medium confidence.
 CLOSE, APART = 3.0, 6.0
 # The noise of a step as a share of the fall, above which the curve is hard to read.
@@ -55,6 +78,7 @@ class Verdict:
         suggestions: by rule, None where the curve is too short to have any.
         lr_max: LRMAX, None where it refuses.
         lr_min: LRMIN, None where it refuses.
+        rule: how LRMAX and LRMIN follow from the suggestions, in words.
         confidence: in LRMAX, None where it refuses.
         refusal: why there is no LRMAX and what to check, "" where there is one.
     """
@@ -63,16 +87,37 @@ class Verdict:
     suggestions: Suggestions | None = None
     lr_max: float | None = None
     lr_min: float | None = None
+    rule: str = ""
     confidence: Confidence | None = None
     refusal: str = ""
 
 
-def judge(sweeps: Sequence[Sweep], *, guessing: float | None = None, batches: int | None = None) -> Verdict:
+@dataclass(frozen=True)
+class Guessing:
+    """What the best answer gets that never looks at the input.
+
+    Attributes:
+        loss: the entropy of the targets.
+        accuracy: the share of the largest class in [0, 1]; None where nobody counts.
+    """
+
+    loss: float
+    accuracy: float | None = None
+
+
+def judge(
+    sweeps: Sequence[Sweep],
+    *,
+    adaptive: bool,
+    guessing: Guessing | None = None,
+    batches: int | None = None,
+) -> Verdict:
     """LRMAX and LRMIN from one or more range tests over the same learning rates.
 
     Args:
         sweeps: at least one.
-        guessing: the loss of the best answer that does not look at the input; None where it is not known.
+        adaptive: whether the optimizer adapts the length of its steps to the gradients, as Adam does.
+        guessing: what an answer gets that never looks at the input; None where it is not known.
         batches: how many different ones there are, None where that is not known.
     """
     curve = mean_of(sweeps)
@@ -82,9 +127,11 @@ def judge(sweeps: Sequence[Sweep], *, guessing: float | None = None, batches: in
     refusal = _why_refuse(curve, fall, guessing)
     if refusal:
         return Verdict(curve, suggestions, refusal=refusal)
-    lr_max = round_to_two_digits(geometric_mean(opinions(suggestions)))
-    confidence = _confidence(sweeps, curve, suggestions, fall, batches)
-    return Verdict(curve, suggestions, lr_max, lr_max / LR_MAX_OVER_MIN, confidence)
+    calibration = CALIBRATIONS["adaptive" if adaptive else "plain"]
+    lr_max = round_to_two_digits(_lr_max_of(curve, calibration))
+    confidence = _confidence(sweeps, curve, calibration, fall, batches)
+    rule = _rule(calibration, curve)
+    return Verdict(curve, suggestions, lr_max, lr_max / LR_MAX_OVER_MIN, rule, confidence)
 
 
 def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
@@ -92,12 +139,44 @@ def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
     shortest = min(sweeps, key=lambda sweep: len(sweep.losses))
     steps = len(shortest.losses)
     losses: Values = np.mean([sweep.losses[:steps] for sweep in sweeps], axis=0)
-    return Sweep(shortest.lrs, losses, shortest.ending)
+    images, right = (
+        sum(getattr(sweep, count) for sweep in sweeps) // len(sweeps) for count in ("images", "right")
+    )
+    return Sweep(shortest.lrs, losses, shortest.ending, images, right)
 
 
-def opinions(suggestions: Suggestions) -> list[float]:
+def opinions(curve: Sweep, calibration: Calibration) -> list[float]:
     """What each rule says of LRMAX."""
-    return [factor * getattr(suggestions, rule) for rule, factor in LR_MAX_OVER.items()]
+    found, factor = suggest(curve.lrs, curve.smoothed), _density_factor(curve, calibration)
+    return [
+        factor * calibration.valley * found.valley,
+        factor * calibration.steepest * found.steepest,
+        factor * calibration.minimum * found.minimum,
+    ]
+
+
+def _density_factor(curve: Sweep, calibration: Calibration) -> float:
+    return math.pow(steps_per_decade(curve) / USUAL_DENSITY, calibration.exponent)
+
+
+def steps_per_decade(curve: Sweep) -> float:
+    """How densely a test of at least two steps covers its range."""
+    return 1 / float(np.diff(np.log10(curve.lrs))[0])
+
+
+def _lr_max_of(curve: Sweep, calibration: Calibration) -> float:
+    return geometric_mean(opinions(curve, calibration))
+
+
+def _rule(calibration: Calibration, curve: Sweep) -> str:
+    """How LRMAX and LRMIN follow from the suggestions."""
+    factor, density = _density_factor(curve, calibration), ""
+    if abs(factor - 1) > 0.1:
+        density = f", times {factor:.2g} for {steps_per_decade(curve):.1f} steps to a decade"
+    return (
+        f"LRMAX is the geometric mean of {calibration.valley:g} x valley, {calibration.steepest:g} x "
+        f"steepest and {calibration.minimum:g} x minimum{density}. LRMIN is LRMAX / {LR_MAX_OVER_MIN}."
+    )
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -121,36 +200,56 @@ def _too_short(curve: Sweep) -> str:
     )
 
 
-def _why_refuse(curve: Sweep, fall: Fall, guessing: float | None) -> str:
+def _has_learned(curve: Sweep, fall: Fall, guessing: Guessing) -> bool:
+    """Whether the answers are better than guessing, by their loss or by how many of them are right.
+
+    The loss alone is a poor judge of a short test: it first has to fall from where an untrained network
+    stands, which is above the loss of guessing.
+    """
+    if fall.is_below(guessing.loss):
+        return True
+    if not curve.images or guessing.accuracy is None:
+        return False
+    error = math.sqrt(guessing.accuracy * (1 - guessing.accuracy) / curve.images)
+    return curve.right / curve.images - guessing.accuracy > SURE * error
+
+
+def _why_refuse(curve: Sweep, fall: Fall, guessing: Guessing | None) -> str:
     """Why no learning rate can be read from the curve, "" where one can."""
     span = f"from a learning rate of {curve.lrs[0]:.2g} to {curve.lrs[-1]:.2g}"
+    level = f"it stayed near {fall.start:.3f}, where the losses of single steps differ by {fall.noise:.2g}"
     if not fall.is_real and curve.ending != "completed":
         return (
-            f"The loss never fell, {span}: it stayed near {fall.start:.3f}, then rose until it had diverged. "
-            "Either the test begins above every learning rate that works: begin lower (lr_start). Or there "
-            "is nothing to learn: check that labels belong to their images, and that no layer is frozen."
+            f"The loss never fell, {span}: {level}, then rose until it had diverged. Either the test begins "
+            "above every learning rate that works: begin lower (lr_start). Or batches are too small to show "
+            "a fall in so few steps. Or there is nothing to learn: check that labels belong to their images, "
+            "and that no layer is frozen."
         )
     if not fall.is_real:
         return (
-            f"The loss never fell, {span}: it stayed near {fall.start:.3f}, where single steps differ by "
-            f"{fall.noise:.2g} anyway. Check that parameters are trained at all (not frozen, all of them in "
-            "the optimizer), that labels belong to their images, and that batches are not too small; or end "
-            "higher (lr_end)."
+            f"The loss never fell, {span}: {level}. Check that parameters are trained at all (not frozen, "
+            "all of them in the optimizer), that labels belong to their images, and that batches are not too "
+            "small to show a fall in so few steps; or end higher (lr_end)."
         )
-    if guessing is not None and not fall.is_below(guessing):
+    if guessing is not None and not _has_learned(curve, fall, guessing):
         return (
-            f"The loss fell from {fall.start:.3f} to {fall.lowest:.3f}, but not below {guessing:.3f}, which "
-            "an answer gets that never looks at the image: nothing has been learned from images. Check that "
-            "labels belong to their images, and that the network tells images apart; or take more steps."
+            f"The loss fell from {fall.start:.3f} to {fall.lowest:.3f}, hardly better than "
+            f"{guessing.loss:.3f}, the loss of an answer that never looks at the image: nothing has been "
+            "learned from the images yet. Check that labels belong to their images, and that the network "
+            "tells images apart; or take more steps (steps)."
         )
     return ""
 
 
 def _confidence(
-    sweeps: Sequence[Sweep], curve: Sweep, suggestions: Suggestions, fall: Fall, batches: int | None
+    sweeps: Sequence[Sweep],
+    curve: Sweep,
+    calibration: Calibration,
+    fall: Fall,
+    batches: int | None,
 ) -> Confidence:
     """How sure LRMAX is: it loses a level for each thing that speaks against it."""
-    said = opinions(suggestions)
+    said = opinions(curve, calibration)
     rules_factor = max(said) / min(said)
     reasons = [
         f"The rules put LRMAX between {min(said):.2g} and {max(said):.2g}, a factor of {rules_factor:.1f}."
@@ -158,11 +257,10 @@ def _confidence(
     lost = _levels_lost(rules_factor)
     repeats_factor = None
     if len(sweeps) > 1:
-        each = [_lr_max_of(sweep) for sweep in sweeps]
-        found = [value for value in each if value is not None]
+        found = [_lr_max_of(sweep, calibration) for sweep in sweeps if len(sweep.losses) >= FEWEST_STEPS]
         repeats_factor = max(found) / min(found) if found else math.inf
         lost = max(lost, _levels_lost(repeats_factor))
-        reasons.append(_about_repeats(found, len(each)))
+        reasons.append(_about_repeats(found, len(sweeps)))
     for sentence in _warnings(curve, fall, batches):
         reasons.append(sentence)
         lost += 1
@@ -172,13 +270,6 @@ def _confidence(
 
 def _levels_lost(factor: float) -> int:
     return 0 if factor <= CLOSE else 1 if factor <= APART else 2
-
-
-def _lr_max_of(sweep: Sweep) -> float | None:
-    """LRMAX of a single test, None where it is too short for one."""
-    if len(sweep.losses) < FEWEST_STEPS:
-        return None
-    return geometric_mean(opinions(suggest(sweep.lrs, sweep.smoothed)))
 
 
 def _about_repeats(found: Sequence[float], tests: int) -> str:
@@ -205,10 +296,9 @@ def _warnings(curve: Sweep, fall: Fall, batches: int | None) -> list[str]:
             f"The losses of single steps differ by {share:.0%} of the whole fall: larger batches, more steps "
             "or repeats would show it better."
         )
-    steps_per_decade = 1 / float(np.diff(np.log10(curve.lrs))[0])
-    if steps_per_decade < STEPS_PER_DECADE - 1e-6:
+    if steps_per_decade(curve) < STEPS_PER_DECADE - 1e-6:
         found.append(
-            f"There are only {steps_per_decade:.1f} steps to a decade of learning rates: take more steps."
+            f"There are only {steps_per_decade(curve):.1f} steps to a decade of learning rates: take more."
         )
     if batches is not None and batches < len(curve.losses) / 4:
         again = "one batch" if batches == 1 else f"{batches} batches"
