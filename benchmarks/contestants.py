@@ -26,7 +26,7 @@ from velodrome.errors import DeviceError
 from velodrome.job import WATCH_S, Job
 from velodrome.models.build import build_model
 from velodrome.run.stopping import Every
-from velodrome.training.loop import Scores, fit, raise_if_not_finite
+from velodrome.training.loop import NO_SCORES, fit, raise_if_not_finite
 from velodrome.training.optim import make_optimizer, set_lr
 from velodrome.training.schedule import make_schedule
 
@@ -67,7 +67,6 @@ def training_steps(job: Job) -> Steps:
     """The events of a training run without scores; with the look at the loss that `velodrome train` takes."""
     config, state = job.config, job.state
     lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
-    nothing = Scores(None, None, None, None)
     events = fit(
         state,
         job.loader,
@@ -75,7 +74,7 @@ def training_steps(job: Job) -> Steps:
         config.train,
         precision=config.run.precision,
         seed=config.run.seed,
-        score=lambda _network: nothing,
+        score=lambda _network: NO_SCORES,
     )
     watch = Every(WATCH_S)
     for event in events:

@@ -343,6 +343,49 @@ def test_nothing_is_loaded_from_elsewhere(folder):
     assert "default-src 'none'" in html
 
 
+def write_lr_find(folder, **changes):
+    found = {
+        "lr_max": 0.21,
+        "lr_min": 0.021,
+        "suggestions": {"valley": 0.012, "minimum_tenth": 0.034},
+        "confidence": {"level": "medium", "reasons": ["The rules put LRMAX between 0.1 and 0.4."]},
+        "rule": "LRMAX is the geometric mean.",
+        "refusal": None,
+        "steps": 90,
+        "seconds": 151.2,
+    }
+    folder.lr_find.write_text(json.dumps(found | changes))
+    folder.lr_find_figure.write_bytes(b"\x89PNG and so on")
+
+
+def test_a_range_test_is_shown_with_its_figure(folder):
+    assert "Found by a range test" not in Page(render(folder)).text
+    write_lr_find(folder)
+    page = Page(render(folder))
+    for text in ("0.210", "0.0210", "medium", "minimum tenth", "0.0340", "The rules put LRMAX", "2 min 31 s"):
+        assert text in page.text
+    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert image["src"].startswith("data:image/png;base64,")
+    assert "learning rate" in image["alt"]
+    assert ("a", {"href": "#rate"}) in page.tags
+
+
+def test_a_range_test_that_refused_says_why(folder):
+    nothing = dict.fromkeys(("lr_max", "lr_min", "suggestions", "confidence", "rule"))
+    write_lr_find(folder, **nothing, refusal="The loss never fell.")
+    folder.lr_find_figure.unlink()
+    text = Page(render(folder)).text
+    assert "The range test found no learning rate. The loss never fell." in text
+    assert "lr_find.png is missing" in text
+
+
+@pytest.mark.parametrize("value", [None, "<b>x</b>", 3, [1], {"a": "<b>"}, float("nan")], ids=repr)
+def test_whatever_a_range_test_holds_is_only_text(folder, value):
+    keys = ("lr_max", "lr_min", "suggestions", "confidence", "rule", "refusal", "steps", "seconds")
+    write_lr_find(folder, **dict.fromkeys(keys, value))
+    assert "<b>x" not in render(folder)
+
+
 def test_the_script_is_the_one_that_the_page_allows(folder):
     import base64
     import hashlib

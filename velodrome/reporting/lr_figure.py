@@ -34,6 +34,8 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     curve = found["curve"]
     lrs, losses, smoothed = curve["lr"], curve["loss"], curve["smoothed"]
     low, high = _limits(smoothed)
+    for repeat in found["sweeps"]:
+        axes.plot(repeat["lr"], repeat["smoothed"], color=AZURE, alpha=0.35, linewidth=0.8)
     axes.scatter(lrs, losses, s=9, color=QUIET, alpha=0.45, linewidths=0, label="loss of each step")
     axes.plot(lrs, smoothed, color=AZURE, linewidth=2, label="smoothed")
     axes.set_xscale("log")
@@ -47,13 +49,15 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
             linewidth=0,
             label=f"one-cycle: LRMIN {found['lr_min']:.2g} to LRMAX {found['lr_max']:.2g}",
         )
-    if found["ending"] != "completed":
+    if not lrs:
+        axes.text(0.5, 0.5, "no loss was finite", transform=axes.transAxes, ha="center", color=RED)
+    elif found["ending"] != "completed":
         last = lrs[-1]
         words = "diverged" if found["ending"] == "diverged" else "not finite after this"
         axes.axvline(last, color=RED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{words}, at {last:.2g}")
     if found["lr_max"] is not None:
         _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
-    axes.set_title(_title(found), loc="left", color=INK, fontsize=11)
+    axes.set_title(_title(found), loc="left", color=INK, fontsize=11, parse_math=False)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)
     _plain(axes)
@@ -115,9 +119,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def _title(found: Mapping[str, Any]) -> str:
     """What was tested on what, as far as it is known."""
-    what = " on ".join(str(found[key]) for key in ("recipe", "data") if found.get(key)) or found.get(
-        "model", ""
-    )
+    what = f"{found['recipe']} on {found['data']}" if found.get("recipe") else found.get("model", "")
     steps = f"{len(found['curve']['lr'])} steps"
     if found.get("batch_size"):
         steps += f" of {found['batch_size']} images"
@@ -127,6 +129,8 @@ def _title(found: Mapping[str, Any]) -> str:
 
 def _limits(smoothed: Sequence[float]) -> tuple[float, float]:
     """The part of the y axis that matters: from below the minimum to somewhat above the start."""
+    if not smoothed:
+        return 0.0, 1.0
     start, lowest = max(smoothed[: max(1, len(smoothed) // 3)]), min(smoothed)
     room = max(start - lowest, 0.05 * abs(start), 1e-6)
     return lowest - 0.55 * room, start + 0.45 * room

@@ -92,6 +92,8 @@ def smooth(lrs: Values, losses: Values) -> Values:
     Returns:
         (S,) float64.
     """
+    if not len(losses):
+        return losses
     decades = np.log10(lrs)
     weights = np.exp(-np.abs(decades[:, None] - decades[None, :]) / WIDTH)  # (S, S)
     means: Values = weights @ np.minimum(losses, CEILING * _start(losses)) / weights.sum(1)
@@ -184,9 +186,15 @@ def fall_of(lrs: Values, losses: Values) -> Fall:
     noise = float(np.std(np.diff(losses[:until])) / math.sqrt(2))
     steps_per_decade = 1 / float(np.diff(np.log10(lrs))[0])
     averaged = max(1.0, 4 * WIDTH * steps_per_decade)  # as many equal weights have that spread
-    return Fall(_start(losses), float(smoothed[lowest]), noise, noise * math.sqrt(2 / averaged))
+    # The variance of a median of normal values is pi / 2 times that of their mean.
+    variance = math.pi / 2 / _steps_of_start(losses) + 1 / averaged
+    return Fall(_start(losses), float(smoothed[lowest]), noise, noise * math.sqrt(variance))
 
 
 def _start(losses: Values) -> float:
-    """The level at which the loss began: the median of its first tenth, or of the first three."""
-    return float(np.median(losses[: max(3, len(losses) // 10)]))
+    """The level at which the loss began: the median of its first steps."""
+    return float(np.median(losses[: _steps_of_start(losses)]))
+
+
+def _steps_of_start(losses: Values) -> int:
+    return max(3, len(losses) // 10)

@@ -46,7 +46,7 @@ USUAL_DENSITY = (STEPS - 1) / (2 * HALF_RANGE)
 # Opinions or repeats that differ by no more than these factors give high or medium confidence.
 CLOSE, APART = 3.0, 6.0
 # The noise of a step as a share of the fall, above which the curve is hard to read.
-ROUGH = 0.5
+ROUGH = 0.3
 
 Level = Literal["high", "medium", "low"]
 LEVELS: tuple[Level, ...] = ("low", "medium", "high")
