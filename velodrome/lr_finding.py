@@ -146,11 +146,15 @@ class LRFinding:
         if self.schedule_lrs:
             save_figure(self.plot_schedule(), run.lr_schedule_figure)
 
+    @property
+    def level(self) -> str:
+        """How sure LRMAX is: "high", "medium" or "low"; "no" where there is none."""
+        return self.verdict.confidence.level if self.verdict.confidence else "no"
+
     def __repr__(self) -> str:
         if self.lr_max is None:
             return f"LRFinding(refused: {self.refusal!r})"
-        level = self.verdict.confidence.level if self.verdict.confidence else "no"
-        return f"LRFinding(lr_max={self.lr_max:.3g}, lr_min={self.lr_min:.3g}, {level} confidence)"
+        return f"LRFinding(lr_max={self.lr_max:.3g}, lr_min={self.lr_min:.3g}, {self.level} confidence)"
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -109,6 +109,9 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
         with search_display(progress) as tell:
             found, lr_max = search_before_training(job, tell)
         job = job.with_lr(lr_max)
+        if progress and found and found.lr_max:
+            seconds = duration(found.about["seconds"])
+            sys.stderr.write(f"LRMAX {lr_max:g} found in {seconds}, with {found.level} confidence\n")
     run = job.config.run
 
     def fill(draft: RunFolder) -> None:

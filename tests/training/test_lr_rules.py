@@ -350,12 +350,16 @@ def test_losses_below_zero_are_not_cut_at_the_start(shift):
 # How far the loss fell.
 
 
+# Of 200 seeds, at 3 standard errors: the lowest of a whole curve is lower than chance makes a single point.
+FALSE_ALARMS = 0.03
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.3])
 @pytest.mark.parametrize("steps", LENGTHS)
 def test_noise_is_not_taken_for_a_fall(steps, noise):
     lrs = lrs_of(steps)
     falls = [fall_of(lrs, losses) for losses in noisy(np.full(steps, LEVEL), noise)]
-    assert np.mean([fall.is_real for fall in falls]) <= 0.01
+    assert np.mean([fall.is_real for fall in falls]) <= FALSE_ALARMS
     assert np.mean([fall.is_below(LEVEL) for fall in falls]) <= 0.01
 
 
@@ -365,7 +369,7 @@ def test_noise_before_a_rise_is_not_taken_for_a_fall(steps, noise):
     lrs = lrs_of(steps)
     rising = LEVEL + 0.02 * (steps / 20) * np.maximum(0, np.arange(steps) - 2)
     falls = [fall_of(lrs, losses) for losses in noisy(rising, noise)]
-    assert np.mean([fall.is_real for fall in falls]) <= 0.01
+    assert np.mean([fall.is_real for fall in falls]) <= FALSE_ALARMS
     assert np.mean([fall.is_below(LEVEL) for fall in falls]) <= 0.01
 
 

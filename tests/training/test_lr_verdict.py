@@ -55,7 +55,7 @@ def test_a_clear_curve_gives_lrmax_with_confidence():
 
 def test_lrmax_is_the_mean_of_the_opinions_and_the_rule_says_so():
     sweep = sweep_of(losses())
-    found, plain = suggest(sweep.lrs, sweep.smoothed), CALIBRATIONS["plain"]
+    found, plain = suggest(sweep.lrs, sweep.losses), CALIBRATIONS["plain"]
     said = [plain.valley * found.valley, plain.steepest * found.steepest, plain.minimum * found.minimum]
     assert opinions(sweep, plain) == pytest.approx(said)
     verdict = judge([sweep], adaptive=False)

@@ -125,20 +125,24 @@ def sweep_recipe(
         seed=seed,
         score=lambda _network: NO_SCORES,
     )
-    earlier: list[float] = []
+    earlier: list[EpochDone] = []
 
     def steps() -> Iterator[None]:
         with contextlib.suppress(TrainingError):  # at the end of an epoch; the losses show it as well
             for event in events:
                 if isinstance(event, EpochDone):
-                    earlier.extend(event.step_losses)
+                    earlier.append(event)
                 else:
                     yield
 
-    for curve in follow(steps(), lambda: [*earlier, *state.meter.step_losses()], lrs):
-        done = state.meter.done  # of the last epoch, which stands for all
-        images, right = state.meter.images[:done].sum(), state.meter.correct[:done].sum()
-        yield replace(curve, images=int(images), right=int(right))
+    def losses() -> list[float]:
+        return [*(loss for epoch in earlier for loss in epoch.step_losses), *state.meter.step_losses()]
+
+    for curve in follow(steps(), losses, lrs):
+        done, per_epoch = state.meter.done, len(loader.labels)
+        images = per_epoch * len(earlier) + int(state.meter.images[:done].sum())
+        right = sum(round(per_epoch * epoch.train_acc) for epoch in earlier)
+        yield replace(curve, images=images, right=right + int(state.meter.correct[:done].sum()))
 
 
 def follow(steps: Iterator[object], read: Callable[[], Sequence[float]], lrs: Values) -> Iterator[Sweep]:
@@ -158,6 +162,9 @@ def follow(steps: Iterator[object], read: Callable[[], Sequence[float]], lrs: Va
             yield curve
             if curve.ending != "completed" or number == len(lrs):
                 return
+    # The loop of training has stopped by itself, which it does where a loss or a weight is not finite.
+    curve = cut(lrs, read())
+    yield curve if curve.ending != "completed" else replace(curve, ending="not finite")
 
 
 def cut(lrs: Values, losses: Sequence[float]) -> Sweep:
@@ -169,8 +176,10 @@ def cut(lrs: Values, losses: Sequence[float]) -> Sweep:
     """
     finite = np.array(list(itertools.takewhile(np.isfinite, losses)))
     means = running_mean(finite, MEMORY)
-    lowest = np.minimum.accumulate(np.abs(means)) if len(means) else means
-    beyond = np.flatnonzero(means > DIVERGED * lowest)
+    lowest = np.minimum.accumulate(means)
+    # Losses may be below zero, or near it: what was gained so far counts too.
+    scale = np.maximum(np.abs(lowest), 0.1 * (means[:1] - lowest))
+    beyond = np.flatnonzero(means - lowest > (DIVERGED - 1) * scale)
     if len(beyond):
         end = int(beyond[0]) + 1
         return Sweep(lrs[:end], finite[:end], "diverged")
@@ -216,7 +225,7 @@ def sweep_module(
                 value = loss(trial, batch)
                 value.backward()  # type: ignore[no-untyped-call, unused-ignore]
             trial_optimizer.step()
-            losses.append(value.detach().double())
+            losses.append(value.detach().float())
             yield
 
     return follow(steps(), lambda: torch.stack(losses).tolist(), lrs)

@@ -19,6 +19,8 @@ Values = NDArray[np.float64]
 WIDTH = 0.2
 # Losses above this many times the first ones only say that training has diverged; how far must not weigh.
 CEILING = 1.25
+# The noise is estimated from the differences between at least so many neighbours.
+FEWEST_DIFFERENCES = 10
 # A fall counts when it is this many times as large as chance makes it.
 SURE = 3.0
 
@@ -42,17 +44,18 @@ class Suggestions:
     minimum: float
 
 
-def suggest(lrs: Values, smoothed: Values) -> Suggestions:
-    """All suggestions of a curve.
+def suggest(lrs: Values, losses: Values) -> Suggestions:
+    """All suggestions of a curve, smoothed first.
 
     Args:
-        lrs: (S,) ascending by a constant factor.
-        smoothed: (S,) losses.
+        lrs: (S,) ascending by a constant factor, S at least 3.
+        losses: (S,) finite.
     """
+    smoothed = smooth(lrs, losses)
     lowest = minimum(lrs, smoothed)
     return Suggestions(
         valley=valley(lrs, smoothed),
-        slide=slide(lrs, smoothed),
+        slide=slide(lrs, smooth(lrs, losses, ceiling=math.inf)),  # which looks for the final rise
         steepest=steepest(lrs, smoothed),
         minimum_tenth=lowest / 10,
         minimum=lowest,
@@ -79,7 +82,7 @@ def running_mean(losses: Sequence[float] | Values, beta: float) -> Values:
     return np.array(means)
 
 
-def smooth(lrs: Values, losses: Values) -> Values:
+def smooth(lrs: Values, losses: Values, *, ceiling: float = CEILING) -> Values:
     """Mean of the losses around each learning rate; their weights fall exponentially to both sides.
 
     Both sides, because a mean of what went before lags: by half a decade in a test of 20 steps. The weights
@@ -88,16 +91,16 @@ def smooth(lrs: Values, losses: Values) -> Values:
     Args:
         lrs: (S,) ascending by a constant factor.
         losses: (S,) finite.
+        ceiling: losses above this many times the start are cut to there.
 
     Returns:
         (S,) float64.
     """
     if not len(losses):
         return losses
-    decades = np.log10(lrs)
-    weights = np.exp(-np.abs(decades[:, None] - decades[None, :]) / WIDTH)  # (S, S)
-    means: Values = weights @ np.minimum(losses, CEILING * _start(losses)) / weights.sum(1)
-    return means
+    start = _start(losses)
+    # The ceiling lies above the start for losses below zero, too.
+    return _weights(lrs) @ np.minimum(losses, start + (ceiling - 1) * abs(start))
 
 
 def slopes(lrs: Values, losses: Values) -> Values:
@@ -181,14 +184,20 @@ def fall_of(lrs: Values, losses: Values) -> Fall:
     """How far the loss fell; (S,) each, S at least 3."""
     smoothed = smooth(lrs, losses)
     lowest = int(smoothed.argmin())
-    until = max(lowest + 1, 3)
+    until = max(lowest + 1, FEWEST_DIFFERENCES)
     # Differences of neighbours: their spread is that of the noise, whatever the curve does.
-    noise = float(np.std(np.diff(losses[:until])) / math.sqrt(2))
-    steps_per_decade = 1 / float(np.diff(np.log10(lrs))[0])
-    averaged = max(1.0, 4 * WIDTH * steps_per_decade)  # as many equal weights have that spread
+    noise = math.sqrt(float(np.mean(np.diff(losses[:until]) ** 2)) / 2)
+    weights = _weights(lrs)[lowest]
     # The variance of a median of normal values is pi / 2 times that of their mean.
-    variance = math.pi / 2 / _steps_of_start(losses) + 1 / averaged
+    variance = math.pi / 2 / _steps_of_start(losses) + float(weights @ weights)
     return Fall(_start(losses), float(smoothed[lowest]), noise, noise * math.sqrt(variance))
+
+
+def _weights(lrs: Values) -> Values:
+    """The weights of all losses (columns) in the mean at each learning rate (rows): (S, S), rows sum to 1."""
+    decades = np.log10(lrs)
+    weights = np.exp(-np.abs(decades[:, None] - decades[None, :]) / WIDTH)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 def _start(losses: Values) -> float:

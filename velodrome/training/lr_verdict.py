@@ -123,7 +123,7 @@ def judge(
     curve = mean_of(sweeps)
     if len(curve.losses) < FEWEST_STEPS:
         return Verdict(curve, refusal=_too_short(curve))
-    suggestions, fall = suggest(curve.lrs, curve.smoothed), fall_of(curve.lrs, curve.losses)
+    suggestions, fall = suggest(curve.lrs, curve.losses), fall_of(curve.lrs, curve.losses)
     refusal = _why_refuse(curve, fall, guessing)
     if refusal:
         return Verdict(curve, suggestions, refusal=refusal)
@@ -147,7 +147,7 @@ def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
 
 def opinions(curve: Sweep, calibration: Calibration) -> list[float]:
     """What each rule says of LRMAX."""
-    found, factor = suggest(curve.lrs, curve.smoothed), _density_factor(curve, calibration)
+    found, factor = suggest(curve.lrs, curve.losses), _density_factor(curve, calibration)
     return [
         factor * calibration.valley * found.valley,
         factor * calibration.steepest * found.steepest,
