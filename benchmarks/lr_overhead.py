@@ -37,8 +37,9 @@ def time_search(job: Job) -> tuple[float, int, float]:
     searched_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found.save(Path(folder))
-    # Steps beyond the end of the curve were taken too; at most those until the next look.
-    return searched_s - start_s, len(found.sweeps[0].losses), time.perf_counter() - searched_s
+    # Steps beyond the end of the curve were taken too, until the next look at the losses.
+    taken = round(found.sweeps[0].images / job.config.train.batch_size)
+    return searched_s - start_s, taken, time.perf_counter() - searched_s
 
 
 def time_steps(job: Job, steps: int) -> float:
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     """Measure in turn, print, append."""
     parser = argparse.ArgumentParser(description="Overhead of a range test; see the docstring.")
     parser.add_argument("--data-root", required=True, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--width", type=int, default=32, help="of resnet9; a narrow one shows more overhead")
-    parser.add_argument("--rounds", type=int, default=3, help="of a search and as many plain steps")
+    parser.add_argument("--width", type=int, default=16, help="of resnet9; a narrow one shows more overhead")
+    parser.add_argument("--rounds", type=int, default=7, help="of a search and as many plain steps")
     parser.add_argument("--output", type=Path, help="Markdown file to which the tables are appended")
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0]
@@ -87,9 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         setting,
         load,
     )
-    lines += table(
-        ("round", "steps on the curve", "range test, s", "as many plain steps, s", "overhead"), rows
-    )
+    lines += table(("round", "steps taken", "range test, s", "as many plain steps, s", "overhead"), rows)
     lines += [
         f"{claim}.",
         "",
