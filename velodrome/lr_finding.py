@@ -95,6 +95,7 @@ class LRFinding:
             "lr_min": self.lr_min,
             "rule": verdict.rule or None,
             "suggestions": dataclasses.asdict(verdict.suggestions) if verdict.suggestions else None,
+            "edge": verdict.edge,
             "confidence": dataclasses.asdict(confidence) if confidence else None,
             "refusal": self.refusal or None,
             "curve": _curve_to_dict(verdict.curve),
@@ -168,6 +169,8 @@ class LRFinding:
         suggestions = self.verdict.suggestions
         found = dataclasses.asdict(suggestions) if suggestions else {}
         rows = [(RULE_NAMES[name], f"{lr:.2g}") for name, lr in found.items()]
+        if self.verdict.edge is not None:
+            rows.append(("edge (back at the start)", f"{self.verdict.edge:.2g}"))
         rows += [
             (f"trial {t.lr_max:.2g}", "diverged" if t.score is None else f"{t.score:.4f}")
             for t in self.trials

@@ -14,6 +14,7 @@ def found(steps=40, **changes):
         "lr_max": 0.2,
         "lr_min": 0.02,
         "suggestions": SUGGESTIONS,
+        "edge": 2.0,
         "ending": "diverged",
         "curve": {"lr": lrs, "loss": losses, "smoothed": losses},
         "sweeps": [],
@@ -34,7 +35,7 @@ def texts_of(figure):
 def test_everything_that_was_found_is_marked_and_named():
     figure = draw_range_test(found())
     words = " | ".join(texts_of(figure))
-    for name in ("valley 0.02", "slide 0.5", "steepest 0.05", "minimum / 10 0.03", "minimum 0.3"):
+    for name in ("valley 0.02", "slide 0.5", "steepest 0.05", "minimum / 10 0.03", "minimum 0.3", "edge 2"):
         assert name in words
     assert "LRMIN 0.02 to LRMAX 0.2" in words
     assert "diverged, at 10" in words
@@ -42,7 +43,7 @@ def test_everything_that_was_found_is_marked_and_named():
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
-    assert sorted(dots) == sorted(SUGGESTIONS.values())
+    assert sorted(dots) == sorted([*SUGGESTIONS.values(), 2.0])
     shaded = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (shaded.x0, shaded.x1) == (pytest.approx(0.02), pytest.approx(0.2))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from velodrome.training.lr_range import Sweep, cut
-from velodrome.training.lr_rules import Values, suggest
+from velodrome.training.lr_rules import Values, edge, suggest
 from velodrome.training.lr_verdict import (
     CALIBRATIONS,
     USUAL_DENSITY,
@@ -57,10 +57,12 @@ def test_lrmax_is_the_mean_of_the_opinions_and_the_rule_says_so():
     sweep = sweep_of(losses())
     found, plain = suggest(sweep.lrs, sweep.losses), CALIBRATIONS["plain"]
     said = [plain.valley * found.valley, plain.steepest * found.steepest, plain.minimum * found.minimum]
-    assert opinions(sweep, plain) == pytest.approx(said)
+    said.append(plain.edge * edge(sweep.lrs, sweep.smoothed))
+    assert opinions(sweep, plain) == pytest.approx(said, rel=0.02)
     verdict = judge([sweep], adaptive=False)
-    assert verdict.lr_max == round_to_two_digits(np.prod(said) ** (1 / 3))
-    assert "10 x valley, 3.8 x steepest and 0.75 x minimum." in verdict.rule
+    assert verdict.lr_max == pytest.approx(np.prod(said) ** (1 / 4), rel=0.05)
+    assert verdict.edge == edge(sweep.lrs, sweep.smoothed)
+    assert "10 x valley, 3.8 x steepest, 0.75 x minimum and 0.13 x edge." in verdict.rule
     assert "LRMIN is LRMAX / 10" in verdict.rule
 
 
@@ -80,13 +82,27 @@ def test_a_sparse_test_is_corrected_and_says_so():
     lrs = np.geomspace(0.006, 1.5, 20)
     sparse = sweep_of(losses(lrs), lrs)
     assert steps_per_decade(sparse) == pytest.approx(19 / math.log10(1.5 / 0.006))
-    factor = (steps_per_decade(sparse) / USUAL_DENSITY) ** 0.5
+    density = steps_per_decade(sparse) / USUAL_DENSITY
     uncorrected = replace(CALIBRATIONS["plain"], exponent=0.0)
-    assert opinions(sparse, CALIBRATIONS["plain"]) == pytest.approx(
-        [factor * said for said in opinions(sparse, uncorrected)]
+    assert opinions(sparse, CALIBRATIONS["plain"])[:3] == pytest.approx(
+        [density**0.5 * said for said in opinions(sparse, uncorrected)[:3]]
     )
-    assert f"times {factor:.2g} for" in judge([sparse], adaptive=False).rule
-    assert "times" not in judge([sweep_of(losses())], adaptive=False).rule
+    assert f"{10 * density**0.5:.2g} x valley" in judge([sparse], adaptive=False).rule
+
+
+def test_where_the_loss_stays_below_its_start_there_is_no_edge():
+    lrs = LRS[:60]
+    short = sweep_of(losses()[:60], lrs)
+    verdict = judge([short], adaptive=False)
+    assert verdict.edge is None
+    assert len(opinions(short, CALIBRATIONS["plain"])) == 3
+    assert "steepest and 0.75 x minimum." in verdict.rule
+
+
+def test_a_bump_on_the_way_moves_lrmax_little():
+    bump = 1.2 * np.exp(-((np.log10(LRS / 0.15) / 0.1) ** 2))
+    smooth, bumpy = judge_curve(losses()).lr_max, judge_curve(losses() + bump).lr_max
+    assert 0.4 < bumpy / smooth < 2.5
 
 
 def test_rules_that_disagree_lower_the_confidence():

@@ -56,7 +56,8 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
         words = "diverged" if found["ending"] == "diverged" else "not finite after this"
         axes.axvline(last, color=RED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{words}, at {last:.2g}")
     if found["lr_max"] is not None:
-        _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
+        edge = {} if found["edge"] is None else {"edge": found["edge"]}
+        _mark_suggestions(axes, {**found["suggestions"], **edge}, lrs, smoothed, (low, high))
     axes.set_title(_title(found), loc="left", color=INK, fontsize=11, parse_math=False)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)

@@ -138,6 +138,17 @@ def valley(lrs: Values, losses: Values) -> float:
     return float(lrs[start + int(third) + int(third / 2)])
 
 
+def edge(lrs: Values, losses: Values) -> float | None:
+    """The last learning rate at which the loss stands below its start; None where it stays below to the end.
+
+    Bumps on the way, from which training recovers, do not move it as they move the minimum.
+    """
+    below = np.flatnonzero(losses < losses[0])
+    if not len(below) or below[-1] == len(losses) - 1:
+        return None
+    return float(lrs[below[-1]])
+
+
 def slide(lrs: Values, losses: Values, *, width: int = 15, threshold: float = 0.005) -> float:
     """The learning rate at the foot of the final rise, as fastai defines it (Novetta's rule).
 

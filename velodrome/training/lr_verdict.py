@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from velodrome.training.lr_range import FEWEST_STEPS, HALF_RANGE, STEPS, STEPS_PER_DECADE, Sweep
-from velodrome.training.lr_rules import SURE, Fall, Suggestions, Values, fall_of, smooth, suggest
+from velodrome.training.lr_rules import SURE, Fall, Suggestions, Values, edge, fall_of, smooth, suggest
 from velodrome.training.schedule import LR_MAX_OVER_MIN
 
 
@@ -22,23 +22,25 @@ class Calibration:
         valley: LRMAX over the valley, in a test with `USUAL_DENSITY`.
         steepest: over the steepest fall.
         minimum: over the minimum.
-        exponent: of the density. With fewer steps at each learning rate the loss falls later, so that all
-            rules find higher ones.
+        edge: over the learning rate at which the loss is back at its start.
+        exponent: of the density, for all but the edge. With fewer steps at each learning rate the loss falls
+            later, so that these rules find higher ones.
     """
 
     valley: float
     steepest: float
     minimum: float
+    edge: float
     exponent: float
 
 
-# From short runs over grids, see benchmarks/lr_regret.md and LOG.md. Three opinions, because each rule alone
+# From short runs over grids, see benchmarks/lr_regret.md and LOG.md. Several opinions, as each rule alone
 # can be off by a factor of three. An optimizer that adapts the length of its steps still takes short ones
 # when the test is over: its second moments remember the larger gradients of the start. So it looks more
 # stable than it is.
 CALIBRATIONS = {
-    "plain": Calibration(valley=10.0, steepest=3.8, minimum=0.75, exponent=0.5),
-    "adaptive": Calibration(valley=4.5, steepest=1.6, minimum=0.33, exponent=0.0),
+    "plain": Calibration(valley=10.0, steepest=3.8, minimum=0.75, edge=0.13, exponent=0.5),
+    "adaptive": Calibration(valley=4.5, steepest=1.6, minimum=0.33, edge=0.03, exponent=0.0),
 }
 # Steps to a decade of learning rates in the usual test: 90 over four decades.
 USUAL_DENSITY = (STEPS - 1) / (2 * HALF_RANGE)
@@ -76,6 +78,7 @@ class Verdict:
     Attributes:
         curve: the mean of all tests, as far as all of them went.
         suggestions: by rule, None where the curve is too short to have any.
+        edge: the last learning rate at which the smoothed loss stands below its start, None where it stays.
         lr_max: LRMAX, None where it refuses.
         lr_min: LRMIN, None where it refuses.
         rule: how LRMAX and LRMIN follow from the suggestions, in words.
@@ -85,6 +88,7 @@ class Verdict:
 
     curve: Sweep
     suggestions: Suggestions | None = None
+    edge: float | None = None
     lr_max: float | None = None
     lr_min: float | None = None
     rule: str = ""
@@ -124,14 +128,15 @@ def judge(
     if len(curve.losses) < FEWEST_STEPS:
         return Verdict(curve, refusal=_too_short(curve))
     suggestions, fall = suggest(curve.lrs, curve.losses), fall_of(curve.lrs, curve.losses)
+    back = edge(curve.lrs, curve.smoothed)
     refusal = _why_refuse(curve, fall, guessing)
     if refusal:
-        return Verdict(curve, suggestions, refusal=refusal)
+        return Verdict(curve, suggestions, back, refusal=refusal)
     calibration = CALIBRATIONS["adaptive" if adaptive else "plain"]
     lr_max = round_to_two_digits(_lr_max_of(curve, calibration))
     confidence = _confidence(sweeps, curve, calibration, fall, batches)
-    rule = _rule(calibration, curve)
-    return Verdict(curve, suggestions, lr_max, lr_max / LR_MAX_OVER_MIN, rule, confidence)
+    rule = _rule(calibration, curve, back)
+    return Verdict(curve, suggestions, back, lr_max, lr_max / LR_MAX_OVER_MIN, rule, confidence)
 
 
 def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
@@ -146,17 +151,18 @@ def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
 
 
 def opinions(curve: Sweep, calibration: Calibration) -> list[float]:
-    """What each rule says of LRMAX."""
-    found, factor = suggest(curve.lrs, curve.losses), _density_factor(curve, calibration)
-    return [
+    """What each rule says of LRMAX; the edge only where the test went beyond it."""
+    found = suggest(curve.lrs, curve.losses)
+    density = steps_per_decade(curve) / USUAL_DENSITY
+    factor = math.pow(density, calibration.exponent)
+    said = [
         factor * calibration.valley * found.valley,
         factor * calibration.steepest * found.steepest,
         factor * calibration.minimum * found.minimum,
     ]
-
-
-def _density_factor(curve: Sweep, calibration: Calibration) -> float:
-    return math.pow(steps_per_decade(curve) / USUAL_DENSITY, calibration.exponent)
+    back = edge(curve.lrs, curve.smoothed)
+    # A test of fewer steps has fallen less when it comes to the edge, and is back at its start the sooner.
+    return said if back is None else [*said, calibration.edge / density * back]
 
 
 def steps_per_decade(curve: Sweep) -> float:
@@ -168,15 +174,15 @@ def _lr_max_of(curve: Sweep, calibration: Calibration) -> float:
     return geometric_mean(opinions(curve, calibration))
 
 
-def _rule(calibration: Calibration, curve: Sweep) -> str:
-    """How LRMAX and LRMIN follow from the suggestions."""
-    factor, density = _density_factor(curve, calibration), ""
-    if abs(factor - 1) > 0.1:
-        density = f", times {factor:.2g} for {steps_per_decade(curve):.1f} steps to a decade"
-    return (
-        f"LRMAX is the geometric mean of {calibration.valley:g} x valley, {calibration.steepest:g} x "
-        f"steepest and {calibration.minimum:g} x minimum{density}. LRMIN is LRMAX / {LR_MAX_OVER_MIN}."
-    )
+def _rule(calibration: Calibration, curve: Sweep, back: float | None) -> str:
+    """How LRMAX and LRMIN follow from the suggestions, with the factors that the density gives."""
+    density = steps_per_decade(curve) / USUAL_DENSITY
+    factor = math.pow(density, calibration.exponent)
+    factors = {rule: factor * getattr(calibration, rule) for rule in ("valley", "steepest", "minimum")}
+    if back is not None:
+        factors["edge"] = calibration.edge / density
+    *most, last = (f"{value:.2g} x {rule}" for rule, value in factors.items())
+    return f"LRMAX is the geometric mean of {', '.join(most)} and {last}. LRMIN is LRMAX / {LR_MAX_OVER_MIN}."
 
 
 def geometric_mean(values: Sequence[float]) -> float:
