@@ -43,7 +43,7 @@ TINY = ["--data", "shapes", "--limit-train", "64", "--limit-test", "20", "--batc
 def job(coloured_images) -> Job:
     """Three full batches an epoch and one of two images."""
     images = coloured_images(3 * BATCH + 2, 16, 16)
-    config = resnet9(data="shapes", batch_size=BATCH, width=2, device="cpu", precision="fp32")
+    config = resnet9(data="shapes", batch_size=BATCH, width=2, lr=0.1, device="cpu", precision="fp32")
     return prepare(config, Splits("made", images, None, images))
 
 
