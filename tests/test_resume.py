@@ -44,7 +44,13 @@ def velodrome(*words: str) -> list[str]:
     return [sys.executable, "-m", "velodrome", *words]
 
 
+def heed_hangups() -> None:
+    """These tests may themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*words: str, cwd: Path, **options: object) -> subprocess.Popen[str]:
+    options = {"preexec_fn": heed_hangups, **options}
     return subprocess.Popen(velodrome(*words), cwd=cwd, stderr=subprocess.PIPE, text=True, **options)
 
 
