@@ -56,8 +56,9 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
         words = "diverged" if found["ending"] == "diverged" else "not finite after this"
         axes.axvline(last, color=RED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"{words}, at {last:.2g}")
     if found["lr_max"] is not None:
-        edge = {} if found["edge"] is None else {"edge": found["edge"]}
-        _mark_suggestions(axes, {**found["suggestions"], **edge}, lrs, smoothed, (low, high))
+        _mark_suggestions(axes, found["suggestions"], lrs, smoothed, (low, high))
+    if found["lr_max"] is not None and found["edge"] is not None:
+        _mark_edge(axes, found["edge"], smoothed[0])
     axes.set_title(_title(found), loc="left", color=INK, fontsize=11, parse_math=False)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)
@@ -164,6 +165,21 @@ def _mark_suggestions(
             color=INK,
             fontsize=9,
         )
+
+
+def _mark_edge(axes: Axes, edge: float, start: float) -> None:
+    """A dot where the smoothed loss is back at its start, with its name behind it, off the curve."""
+    axes.plot([edge], [start], "o", color=INK, markersize=5, zorder=4)
+    axes.annotate(
+        f"edge {edge:.2g}",
+        (edge, start),
+        xytext=(8, -8),
+        textcoords="offset points",
+        ha="left",
+        va="center",
+        color=INK,
+        fontsize=9,
+    )
 
 
 def _plain(axes: Axes) -> None:
