@@ -16,6 +16,7 @@ import yaml
 import velodrome as vd
 from velodrome.config import SearchSection
 from velodrome.data.imageset import ImageSet, Splits
+from velodrome.device import threads
 from velodrome.errors import ConfigError, VelodromeWarning
 from velodrome.job import Job, prepare
 from velodrome.lr_search import TRIAL_STEPS, guessing_on, search_before_training, search_job
@@ -53,10 +54,8 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture

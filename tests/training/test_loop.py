@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from velodrome.config import AugmentSection, TrainSection
 from velodrome.data.imageset import channel_statistics
 from velodrome.data.loader import Loader
+from velodrome.device import threads
 from velodrome.errors import RunError, TrainingError
 from velodrome.events import EpochDone, StepDone
 from velodrome.training.loop import Scores, fit, raise_if_not_finite, seed_step
@@ -34,10 +35,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from velodrome.training.lr_range import FEWEST_STEPS, HALF_RANGE, STEPS, STEPS_PER_DECADE, Sweep
-from velodrome.training.lr_rules import SURE, Fall, Suggestions, Values, edge, fall_of, smooth, suggest
+from velodrome.training.lr_rules import SURE, Fall, Suggestions, Values, edge, fall_of, suggest
 from velodrome.training.schedule import LR_MAX_OVER_MIN
 
 
@@ -80,7 +80,6 @@ class Verdict:
         suggestions: by rule, None where the curve is too short to have any.
         edge: the last learning rate at which the smoothed loss stands below its start, None where it stays.
         lr_max: LRMAX, None where it refuses.
-        lr_min: LRMIN, None where it refuses.
         rule: how LRMAX and LRMIN follow from the suggestions, in words.
         confidence: in LRMAX, None where it refuses.
         refusal: why there is no LRMAX and what to check, "" where there is one.
@@ -90,10 +89,14 @@ class Verdict:
     suggestions: Suggestions | None = None
     edge: float | None = None
     lr_max: float | None = None
-    lr_min: float | None = None
     rule: str = ""
     confidence: Confidence | None = None
     refusal: str = ""
+
+    @property
+    def lr_min(self) -> float | None:
+        """LRMIN, None where it refuses."""
+        return None if self.lr_max is None else self.lr_max / LR_MAX_OVER_MIN
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,16 @@ def judge(
     if refusal:
         return Verdict(curve, suggestions, back, refusal=refusal)
     calibration = CALIBRATIONS["adaptive" if adaptive else "plain"]
-    lr_max = round_to_two_digits(_lr_max_of(curve, calibration))
-    confidence = _confidence(sweeps, curve, calibration, fall, batches)
-    rule = _rule(calibration, curve, back)
-    return Verdict(curve, suggestions, back, lr_max, lr_max / LR_MAX_OVER_MIN, rule, confidence)
+    said = opinions(curve, calibration)
+    each = [geometric_mean(opinions(sweep, calibration)) for sweep in sweeps]
+    return Verdict(
+        curve,
+        suggestions,
+        back,
+        lr_max=round_to_two_digits(geometric_mean(said)),
+        rule=_rule(calibration, curve, back),
+        confidence=_confidence(said, each, _warnings(curve, fall, batches)),
+    )
 
 
 def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
@@ -152,17 +161,21 @@ def mean_of(sweeps: Sequence[Sweep]) -> Sweep:
 
 def opinions(curve: Sweep, calibration: Calibration) -> list[float]:
     """What each rule says of LRMAX; the edge only where the test went beyond it."""
-    found = suggest(curve.lrs, curve.losses)
+    found, back = suggest(curve.lrs, curve.losses), edge(curve.lrs, curve.smoothed)
+    factors = _factors(curve, calibration)
+    said = [factors[rule] * getattr(found, rule) for rule in ("valley", "steepest", "minimum")]
+    return said if back is None else [*said, factors["edge"] * back]
+
+
+def _factors(curve: Sweep, calibration: Calibration) -> dict[str, float]:
+    """LRMAX over what each rule finds in a test of this density."""
     density = steps_per_decade(curve) / USUAL_DENSITY
     factor = math.pow(density, calibration.exponent)
-    said = [
-        factor * calibration.valley * found.valley,
-        factor * calibration.steepest * found.steepest,
-        factor * calibration.minimum * found.minimum,
-    ]
-    back = edge(curve.lrs, curve.smoothed)
-    # A test of fewer steps has fallen less when it comes to the edge, and is back at its start the sooner.
-    return said if back is None else [*said, calibration.edge / density * back]
+    return {
+        **{rule: factor * getattr(calibration, rule) for rule in ("valley", "steepest", "minimum")},
+        # A test of fewer steps has fallen less when it comes to the edge, and is back at its start sooner.
+        "edge": calibration.edge / density,
+    }
 
 
 def steps_per_decade(curve: Sweep) -> float:
@@ -170,18 +183,10 @@ def steps_per_decade(curve: Sweep) -> float:
     return 1 / float(np.diff(np.log10(curve.lrs))[0])
 
 
-def _lr_max_of(curve: Sweep, calibration: Calibration) -> float:
-    return geometric_mean(opinions(curve, calibration))
-
-
 def _rule(calibration: Calibration, curve: Sweep, back: float | None) -> str:
-    """How LRMAX and LRMIN follow from the suggestions, with the factors that the density gives."""
-    density = steps_per_decade(curve) / USUAL_DENSITY
-    factor = math.pow(density, calibration.exponent)
-    factors = {rule: factor * getattr(calibration, rule) for rule in ("valley", "steepest", "minimum")}
-    if back is not None:
-        factors["edge"] = calibration.edge / density
-    *most, last = (f"{value:.2g} x {rule}" for rule, value in factors.items())
+    """How LRMAX and LRMIN follow from the suggestions."""
+    factors = _factors(curve, calibration).items()
+    *most, last = (f"{factor:.2g} x {rule}" for rule, factor in factors if rule != "edge" or back is not None)
     return f"LRMAX is the geometric mean of {', '.join(most)} and {last}. LRMIN is LRMAX / {LR_MAX_OVER_MIN}."
 
 
@@ -247,49 +252,39 @@ def _why_refuse(curve: Sweep, fall: Fall, guessing: Guessing | None) -> str:
     return ""
 
 
-def _confidence(
-    sweeps: Sequence[Sweep],
-    curve: Sweep,
-    calibration: Calibration,
-    fall: Fall,
-    batches: int | None,
-) -> Confidence:
-    """How sure LRMAX is: it loses a level for each thing that speaks against it."""
-    said = opinions(curve, calibration)
+def _confidence(said: Sequence[float], each: Sequence[float], warnings: Sequence[str]) -> Confidence:
+    """How sure LRMAX is: it loses a level for each thing that speaks against it.
+
+    Args:
+        said: LRMAX by each rule.
+        each: LRMAX by each test.
+        warnings: what else speaks against it.
+    """
     rules_factor = max(said) / min(said)
     reasons = [
         f"The rules put LRMAX between {min(said):.2g} and {max(said):.2g}, a factor of {rules_factor:.1f}."
     ]
     lost = _levels_lost(rules_factor)
     repeats_factor = None
-    if len(sweeps) > 1:
-        found = [_lr_max_of(sweep, calibration) for sweep in sweeps if len(sweep.losses) >= FEWEST_STEPS]
-        repeats_factor = max(found) / min(found) if found else math.inf
+    if len(each) > 1:
+        repeats_factor = max(each) / min(each)
         lost = max(lost, _levels_lost(repeats_factor))
-        reasons.append(_about_repeats(found, len(sweeps)))
-    for sentence in _warnings(curve, fall, batches):
-        reasons.append(sentence)
-        lost += 1
-    level = LEVELS[max(0, len(LEVELS) - 1 - lost)]
-    return Confidence(level, tuple(reasons), rules_factor, repeats_factor)
+        reasons.append(
+            f"{len(each)} tests gave LRMAX from {min(each):.2g} to {max(each):.2g}, a factor of "
+            f"{repeats_factor:.1f}."
+        )
+    level = LEVELS[max(0, len(LEVELS) - 1 - lost - len(warnings))]
+    return Confidence(level, (*reasons, *warnings), rules_factor, repeats_factor)
 
 
 def _levels_lost(factor: float) -> int:
     return 0 if factor <= CLOSE else 1 if factor <= APART else 2
 
 
-def _about_repeats(found: Sequence[float], tests: int) -> str:
-    if not found:
-        return f"None of the {tests} tests is long enough by itself."
-    factor = max(found) / min(found)
-    told = f"{tests} tests" if len(found) == tests else f"{len(found)} of {tests} tests"
-    return f"{told} gave LRMAX from {min(found):.2g} to {max(found):.2g}, a factor of {factor:.1f}."
-
-
 def _warnings(curve: Sweep, fall: Fall, batches: int | None) -> list[str]:
     """What speaks against trusting the curve."""
     found = []
-    smoothed = smooth(curve.lrs, curve.losses)
+    smoothed = curve.smoothed
     if curve.ending == "completed" and int(smoothed.argmin()) >= len(smoothed) - 2:
         found.append(
             "The loss was still falling at the end of the range: LRMAX may be higher; end higher (lr_end)."
