@@ -53,6 +53,17 @@ class RunFolder:
         self.lr_schedule_figure = path / "lr_schedule.png"
         self.predictions = path / "predictions.csv"
         self.probabilities = path / "probabilities.npy"
+        self.evaluation = path / "evaluation.json"
+        self.evaluations = path / "evaluations"  # on other data: a folder each
+        self.label_errors = path / "label_errors.csv"
+        self.gallery = path / "gallery"
+        self.samples = self.gallery / "samples.json"
+        self.samples_image = self.gallery / "samples.webp"
+        self.augmented_image = self.gallery / "augmented.webp"
+        self.mistakes = self.gallery / "mistakes.json"
+        self.mistakes_image = self.gallery / "mistakes.webp"
+        self.maps = self.gallery / "maps.npy"
+        self.diagnosis = path / "diagnosis.json"
         self.result = path / "result.json"
         self.report = path / "report.html"
 
