@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -39,17 +40,23 @@ def logits_of(
     Returns:
         (N, classes) float32 on the CPU.
     """
+    answers = []
+    with evaluating(model), torch.inference_mode(), autocast(device, precision):
+        for batch in batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device):
+            logits = model(batch).float()
+            if flip_too:
+                logits = (logits + model(batch.flip(3)).float()) / 2
+            answers.append(logits)
+        return torch.cat(answers).cpu()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode in which it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    answers = []
     try:
-        with torch.inference_mode(), autocast(device, precision):
-            for batch in batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device):
-                logits = model(batch).float()
-                if flip_too:
-                    logits = (logits + model(batch.flip(3)).float()) / 2
-                answers.append(logits)
-            return torch.cat(answers).cpu()
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
