@@ -17,7 +17,7 @@ def test_maps_equal_captum(layer):
     reference = attr.LayerGradCam(network, network.get_submodule(layer))
     largest = 0.0
     for target in range(3):
-        expected = reference.attribute(images, target=target, relu_attributions=True)[:, 0]
+        expected = reference.attribute(images, target=target, relu_attributions=True)[:, 0].detach()
         maps = gradcam(network, images, torch.full((6, 1), target), layer=layer)[:, 0]
         torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
         torch.testing.assert_close(maps, expected, atol=1e-7, rtol=1e-4)  # maps are small numbers here
