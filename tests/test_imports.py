@@ -31,8 +31,10 @@ ALLOWED = {
     "resumption": {"job"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,
     "lr_search": {"job", "lr_finding", "training"} | STAGES,
+    "runs": {"recipes", "reporting", "evaluation"} | STAGES,
     "session": {
         "job",
+        "runs",
         "resumption",
         "lr_search",
         "lr_finding",
@@ -43,9 +45,9 @@ ALLOWED = {
     }
     | STAGES,
     "flags": {"recipes"} | BASE,
-    "cli": {"session", "recipes", "flags"} | BASE,
+    "cli": {"session", "runs", "recipes", "flags"} | BASE,
     "__main__": {"cli"},
-    "__init__": {"session", "lr_search", "lr_finding", "recipes", "models"} | BASE,
+    "__init__": {"session", "runs", "lr_search", "lr_finding", "recipes", "models"} | BASE,
 }
 
 

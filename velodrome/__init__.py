@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from velodrome.lr_finding import LRFinding as LRFinding
     from velodrome.lr_search import search_module as lr_range_test
     from velodrome.models.summary import summarize as summary
-    from velodrome.session import Run as Run
-    from velodrome.session import load as load
+    from velodrome.runs import Run as Run
+    from velodrome.runs import load as load
     from velodrome.session import lr_find as lr_find
     from velodrome.session import report as report
     from velodrome.session import resume as resume
@@ -37,8 +37,8 @@ _HOMES = {
     "LRFinding": ("velodrome.lr_finding", "LRFinding"),
     "lr_range_test": ("velodrome.lr_search", "search_module"),
     "summary": ("velodrome.models.summary", "summarize"),
-    "Run": ("velodrome.session", "Run"),
-    "load": ("velodrome.session", "load"),
+    "Run": ("velodrome.runs", "Run"),
+    "load": ("velodrome.runs", "load"),
     "lr_find": ("velodrome.session", "lr_find"),
     "report": ("velodrome.session", "report"),
     "resume": ("velodrome.session", "resume"),

@@ -32,7 +32,7 @@ from velodrome.flags import parse, search_given, settings_given
 EXIT_OUR_FAULT = 70
 
 if typing.TYPE_CHECKING:
-    from velodrome.session import Run
+    from velodrome.runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

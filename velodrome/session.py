@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from velodrome.config import Config, ModelSection, check, override, read_yaml, search_section
+from velodrome.config import Config, ModelSection, override, search_section
 from velodrome.data.cifar import cifar_is_present
-from velodrome.data.imageset import Normalisation, Splits
+from velodrome.data.imageset import Splits
 from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
 from velodrome.device import (
     available_devices,
@@ -20,14 +18,13 @@ from velodrome.device import (
     pick_precision,
     threads,
 )
-from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, TrainingError
-from velodrome.evaluation.predict import Classifier
+from velodrome.errors import EXIT_PARTLY, RunError, TrainingError
 from velodrome.job import carry_on, describe, prepare, resolve
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
-from velodrome.recipes import by_name, resnet9
+from velodrome.recipes import resnet9
 from velodrome.reporting.page import write_report
 from velodrome.resumption import restore
 from velodrome.run.checkpoint import KEEP, load_weights
@@ -43,52 +40,10 @@ from velodrome.run.folder import (
 )
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, search_display
+from velodrome.runs import Run, read_config
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
 from velodrome.training.schedule import USUAL_LR, extend, make_schedule
-
-
-class Run:
-    """A run that has finished, or any run folder: its figures and its model.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.folder.path
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The final figures, as in result.json; empty while the run is not complete."""
-        return self.folder.read_json(self.folder.result) or {}
-
-    @property
-    def history(self) -> list[dict[str, float | None]]:
-        """The rows of history.csv, one an epoch."""
-        return self.folder.read_history()
-
-    def model(self) -> Classifier:
-        """The trained model, ready to predict."""
-        return load(self.path)
-
-    def __repr__(self) -> str:
-        figures = self.result
-        found = f", test accuracy {float(figures['test_accuracy']):.2%}" if figures else ", not finished"
-        return f"Run({str(self.path)!r}{found})"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
-            for key, value in self.result.items()
-            if key != "classes"
-        )
-        return f"<p>{html.escape(repr(self))}</p><table>{rows}</table>"
 
 
 def train(config: Config | None = None, *, progress: bool = True) -> Run:
@@ -221,27 +176,6 @@ def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
     return Run(folder)
 
 
-def load(run: Path | str | Run) -> Classifier:
-    """The trained model of a run, in evaluation mode on the CPU, ready to predict.
-
-    Raises:
-        RunError: the run does not exist, or has no readable weights yet.
-    """
-    folder = run.folder if isinstance(run, Run) else open_run(Path(run))
-    tensors, about = load_weights(folder.model)
-    try:
-        settings, side = override(Config(), about["model"]), int(about["image_size"])
-        network = build_model(settings.model, classes=len(about["classes"]), image_size=side)
-        network.load_state_dict(tensors)
-        normalisation = Normalisation(tuple(about["mean"]), tuple(about["std"]))
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"Weights {folder.model} are not of this version: {reason}.", "Train the model again."
-        ) from error
-    return Classifier(network, about["classes"], normalisation, (side, side)).eval()
-
-
 def report(path: Path | str, output: Path | None = None) -> Path:
     """Write the page of a run from its folder alone; returns where it is.
 
@@ -329,22 +263,6 @@ def summary_of(model: ModelSection, classes: int) -> Summary:
     """The layers of a network by name, for images of 32x32."""
     side = 32
     return summarize(build_model(model, classes=classes, image_size=side), (3, side, side))
-
-
-def read_config(folder: RunFolder) -> Config:
-    """The settings of a run, on top of the recipe that they name.
-
-    Raises:
-        ConfigError: config.yaml cannot be read or holds a setting that is wrong.
-    """
-    try:
-        values = read_yaml(folder.config)
-        recipe = by_name(str(values.pop("recipe", "resnet9")))
-        return check(override(recipe(), values, origin=str(folder.config)))
-    except ConfigError as error:
-        named = str(folder.config) in error.problem
-        problem = error.problem if named else f"{folder.config}: {error.problem}"
-        raise ConfigError(problem, "Restore the file from a copy, or start a new run.") from error
 
 
 def _check_place(config: Config) -> None:

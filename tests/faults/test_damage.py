@@ -27,7 +27,7 @@ import velodrome as vd
 from velodrome.errors import RunError, VelodromeError
 from velodrome.run.checkpoint import load_checkpoint
 from velodrome.run.folder import RunFolder
-from velodrome.session import read_config
+from velodrome.runs import read_config
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 

@@ -50,7 +50,7 @@ def gradcam(
     stage = find_stage(network, layer)
     # A caller's inference_mode would make tensors that know no gradient, here and in what is saved for it.
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
-        parts = zip(images.split(BATCH_SIZE), targets.split(BATCH_SIZE), strict=True)
+        parts = zip(torch.split(images, BATCH_SIZE), torch.split(targets, BATCH_SIZE), strict=True)
         maps = [_maps_of_batch(network, stage, *part, layer=layer, precision=precision) for part in parts]
     return torch.cat(maps)
 
@@ -61,10 +61,12 @@ def find_stage(network: nn.Module, layer: str) -> nn.Module:
     Raises:
         ConfigError: there is none.
     """
-    stages = dict(network.named_modules())
+    stages: dict[str, nn.Module] = dict(network.named_modules())
     if layer not in stages or not layer:
         outer = [name for name, _ in network.named_children()]
-        raise ConfigError(f"layer is {layer!r}, but the network has no such stage.", did_you_mean(layer, outer))
+        raise ConfigError(
+            f"layer is {layer!r}, but the network has no such stage.", did_you_mean(layer, outer)
+        )
     return stages[layer]
 
 
