@@ -59,9 +59,18 @@ def test_the_run_folder_holds_the_contract(run: vd.Run) -> None:
         "summary.json",
         "predictions.csv",
         "probabilities.npy",
+        "evaluation.json",
+        "label_errors.csv",
+        "gallery",
+        "diagnosis.json",
         "result.json",
         "report.html",
         ".lock",
+    }
+    pictures = {path.name for path in (run.path / "gallery").iterdir()}
+    assert pictures == {
+        *("samples.json", "samples.webp", "augmented.webp"),
+        *("mistakes.json", "mistakes.webp", "maps.npy"),
     }
     wanted = {
         *("test_accuracy", "test_accuracy_tta", "test_loss", "train_accuracy", "train_loss"),

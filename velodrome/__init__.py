@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from velodrome.models.summary import summarize as summary
     from velodrome.runs import Run as Run
     from velodrome.runs import load as load
+    from velodrome.session import evaluate as evaluate
     from velodrome.session import lr_find as lr_find
+    from velodrome.session import predict as predict
     from velodrome.session import report as report
     from velodrome.session import resume as resume
     from velodrome.session import train as train
@@ -38,8 +40,10 @@ _HOMES = {
     "lr_range_test": ("velodrome.lr_search", "search_module"),
     "summary": ("velodrome.models.summary", "summarize"),
     "Run": ("velodrome.runs", "Run"),
+    "evaluate": ("velodrome.session", "evaluate"),
     "load": ("velodrome.runs", "load"),
     "lr_find": ("velodrome.session", "lr_find"),
+    "predict": ("velodrome.session", "predict"),
     "report": ("velodrome.session", "report"),
     "resume": ("velodrome.session", "resume"),
     "train": ("velodrome.session", "train"),
@@ -50,10 +54,12 @@ __all__ = [
     "LRFinding",
     "Run",
     "VelodromeError",
+    "evaluate",
     "load",
     "lr_find",
     "lr_range_test",
     "override",
+    "predict",
     "recipes",
     "report",
     "resume",

@@ -23,6 +23,7 @@ from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     ConfigError,
+    PartlyError,
     RunError,
     VelodromeError,
     VelodromeWarning,
@@ -124,6 +125,66 @@ def _lr_find(arguments: argparse.Namespace) -> None:
     )
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    given = settings_given(arguments)
+    checked = override(Config(), given, "flags")
+    from velodrome import session
+
+    found = session.evaluate(
+        arguments.path,
+        data=arguments.data,
+        data_root=checked.data.data_root,
+        layer=arguments.layer,
+        device=checked.run.device,
+        precision=checked.run.precision if "precision" in given else None,
+        progress=not arguments.quiet,
+    )
+    if arguments.json:
+        _print_json(found.to_dict())
+    else:
+        _print_table(dict(found.rows()))
+        sys.stdout.write(f"\nEverything is in {found.path}\n")
+    if found.failed:
+        problem = (
+            f"{len(found.failed):,} of {len(found.failed) + found.figures.images:,} files cannot be read."
+        )
+        raise PartlyError(problem, "The figures are for the others.")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    top = _whole_number("--top", arguments.top)
+    from velodrome import session
+
+    found = session.predict(
+        arguments.path, arguments.images, top=top, explain=arguments.explain, layer=arguments.layer
+    )
+    if arguments.json:
+        _print_json(found.to_dict())
+    elif found.predictions:
+        sys.stdout.write(f"{found}\n")
+    for failure in found.failed:
+        _say(f"velodrome: {failure}")
+    if found.failed:
+        raise PartlyError(
+            f"{len(found.failed):,} of {len(found.failed) + len(found.predictions):,} could not be answered.",
+            "The reasons are above." if found.predictions else "Give image files, or folders of them.",
+        )
+
+
+def _whole_number(flag: str, text: str) -> int:
+    """A whole number at least 1 from a flag.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise ConfigError(
+            f"{flag} is {text!r}, but must be a whole number at least 1.", f"For instance {flag} 10."
+        )
+    return number
+
+
 def _tell_result(run: Run, arguments: argparse.Namespace) -> None:
     result = run.result
     if arguments.json:
@@ -156,12 +217,7 @@ def _summary(arguments: argparse.Namespace) -> None:
     if arguments.name is not None:
         flags["model"] = arguments.name
     config = override(Config(), flags, "flags")
-    classes = int(arguments.classes) if arguments.classes.isdecimal() else 0
-    if classes < 1:
-        raise ConfigError(
-            f"--classes is {arguments.classes!r}, but must be a whole number at least 1.",
-            "For instance --classes 10.",
-        )
+    classes = _whole_number("--classes", arguments.classes)
     from velodrome import session
 
     summary = session.summary_of(config.model, classes)
@@ -225,6 +281,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "resume": _resume,
     "lr-find": _lr_find,
+    "evaluate": _evaluate,
+    "predict": _predict,
     "report": _report,
     "summary": _summary,
     "doctor": _doctor,

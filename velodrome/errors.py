@@ -54,6 +54,12 @@ class TrainingError(VelodromeError):
     exit_code = EXIT_PARTLY
 
 
+class PartlyError(VelodromeError):
+    """Some of what was asked for is done; says what is not."""
+
+    exit_code = EXIT_PARTLY
+
+
 class InterruptedRunError(VelodromeError):
     """A signal stopped the run at a step; it is saved and can be resumed.
 

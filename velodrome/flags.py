@@ -75,6 +75,8 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         "train": _add_train(commands),
         "resume": _add_resume(commands),
         "lr-find": _add_lr_find(commands),
+        "evaluate": _add_evaluate(commands),
+        "predict": _add_predict(commands),
         "report": _add_report(commands),
         "summary": _add_summary(commands),
         "doctor": _add_doctor(commands),
@@ -129,6 +131,40 @@ def _add_resume(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", dest="set_epochs", metavar="N", default=argparse.SUPPRESS, help=more)
     _add_settings(parser, "data", only=("data_root",))
     return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
+    about = "accuracy, loss, calibration, confusion, per class; the mistakes with Grad-CAM; the page again"
+    parser = _add_command(commands, "evaluate", about)
+    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
+    which = (
+        "cifar10, cifar100, shapes, or a folder with a folder of images for each class; else the run's own"
+    )
+    parser.add_argument("--data", metavar="D", help=which)
+    _add_layer(parser)
+    _add_output_flags(parser)
+    _add_settings(parser, "data", only=("data_root",))
+    _add_settings(parser, "run", only=("device", "precision"))
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_predict(commands: Any) -> argparse.ArgumentParser:
+    parser = _add_command(commands, "predict", "the most probable classes of any image files")
+    parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument("--top", default="3", metavar="K", help="how many classes to name (default: 3)")
+    pictures = "folder for a picture of each image with Grad-CAM maps of its first classes"
+    parser.add_argument("--explain", type=Path, metavar="DIR", help=pictures)
+    _add_layer(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_layer(parser: argparse.ArgumentParser) -> None:
+    words = "stage of the network whose Grad-CAM maps to show (default: layer2)"
+    parser.add_argument("--layer", default="layer2", metavar="NAME", help=words)
 
 
 def _add_report(commands: Any) -> argparse.ArgumentParser:

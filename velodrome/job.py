@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import shlex
 import signal
@@ -35,9 +34,11 @@ from velodrome.errors import (
     RunError,
     TrainingError,
 )
-from velodrome.evaluation.answers import write_predictions
+from velodrome.evaluation.diagnosis import write_diagnosis
+from velodrome.evaluation.gallery import write_samples
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
+from velodrome.evaluation.results import Trained, write_results
 from velodrome.events import (
     CheckpointSaved,
     EpochDone,
@@ -62,6 +63,8 @@ from velodrome.training.state import Meter, TrainState
 
 # How often the device is asked, within an epoch, whether the loss is still finite.
 WATCH_S = 2.0
+# The page is made again after an epoch, unless that was less than this ago.
+PAGE_S = 5.0
 
 Tell = Callable[[Event], None]
 
@@ -177,6 +180,7 @@ def describe(folder: RunFolder, job: Job) -> None:
         write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
     channels_first = (3, *job.splits.train.images_u8.shape[1:3])
     write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
+    write_samples(folder, job.splits.train, job.loader)
     folder.checkpoints.mkdir(exist_ok=True)
 
 
@@ -197,16 +201,35 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
         try:
             with _listening(folder, job, progress=progress) as tell:
                 tell(_started(folder, job))
+                show(folder, live=True)
                 # Dropout draws from the global generators; the caller gets them back as they were.
                 with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
                     _train(folder, job, tell, stop)
                 tell(_finish(folder, job))
-            write_report(folder)
+            show(folder)
         except RunError as error:
             error.exit_code = EXIT_PARTLY
             raise
+        except (InterruptedRunError, TrainingError):
+            with contextlib.suppress(RunError):  # why training ended is what matters now
+                show(folder)
+            raise
         except KeyboardInterrupt as error:  # the second Ctrl-C
             raise _interrupted(folder, "Stopped at once; the last checkpoint is kept.") from error
+
+
+def show(folder: RunFolder, *, live: bool = False) -> None:
+    """Write the diagnosis and the page of a run as it stands.
+
+    Args:
+        folder: of the run.
+        live: training is going on, so the page is to reload itself.
+
+    Raises:
+        RunError: they cannot be written, or a file of the run is damaged.
+    """
+    write_diagnosis(folder, live=live)
+    write_report(folder, live=live)
 
 
 @contextlib.contextmanager
@@ -245,7 +268,7 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
         compiled=config.run.compile,
     )
     every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
-    watch, checkpoint_due = Every(WATCH_S), Every(every_s)
+    watch, checkpoint_due, page_due = Every(WATCH_S), Every(every_s), Every(PAGE_S)
     try:
         for event in events:
             tell(event)
@@ -257,6 +280,8 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
                 # Asked first, so that no checkpoint holds a broken network.
                 raise_if_not_finite(state, lr_at)
                 _save(folder, job, tell)
+                if isinstance(event, EpochDone) and page_due.is_due():
+                    show(folder, live=True)
             if stop.signal and state.step < job.total_steps:
                 tell(RunStopped(state.step, signal.Signals(stop.signal).name))
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
@@ -280,25 +305,18 @@ def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> 
 
 def _finish(folder: RunFolder, job: Job) -> RunFinished:
     """Score the trained network on every test image and write the results; result.json comes last."""
-    state, config, test = job.state, job.config, job.splits.test
-    answers = functools.partial(
-        logits_of,
-        state.model,
-        test,
-        job.normalisation,
-        device=job.device,
-        precision=config.run.precision,
-    )
-    logits, logits_tta = answers(), answers(flip_too=True)
-    labels = torch.from_numpy(test.labels)
-    write_predictions(folder, test, logits)
+    state, config = job.state, job.config
+    trained = Trained(state.model, job.normalisation, job.device, config.run.precision)
+    test, train = job.splits.test, job.splits.train
+    figures = write_results(folder, trained, test, data=config.data.data, train=train)
     save_weights(folder.model, state.tensors()["model"], _about_model(job))
     last = state.history[-1]
-    finished = RunFinished(accuracy(logits, labels), accuracy(logits_tta, labels), state.clock.elapsed_s())
+    assert figures.accuracy_tta is not None, "results have it"
+    finished = RunFinished(figures.accuracy, figures.accuracy_tta, state.clock.elapsed_s())
     result = {
         "test_accuracy": finished.test_accuracy,
         "test_accuracy_tta": finished.test_accuracy_tta,
-        "test_loss": mean_loss(logits, labels),
+        "test_loss": figures.nll,
         "train_accuracy": last.train_acc,
         "train_loss": last.train_loss,
         "val_accuracy": last.val_acc,
@@ -312,7 +330,7 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
         "seed": config.run.seed,
         "data": config.data.data,
         "recipe": config.recipe,
-        "classes": list(test.classes),
+        "classes": list(figures.classes),
     }
     write_json(folder.result, result)
     return finished

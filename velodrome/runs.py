@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import html
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from velodrome.config import Config, check, override, read_yaml
-from velodrome.data.imageset import Normalisation
+from velodrome.data.imageset import ImageSet, ImagesU8, Normalisation
+from velodrome.data.sources import load_splits
 from velodrome.errors import ConfigError, RunError
+from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.evaluation.mistakes import LabelError, likely_label_errors, rank
 from velodrome.evaluation.predict import Classifier
+from velodrome.explaining import Explanations, Mistakes, class_numbers, collect_mistakes, explain
 from velodrome.models.build import build_model
 from velodrome.recipes import by_name
+from velodrome.run.answers import Answers, read_answers
 from velodrome.run.checkpoint import load_weights
 from velodrome.run.folder import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Run:
@@ -41,9 +54,124 @@ class Run:
         """The rows of history.csv, one an epoch."""
         return self.folder.read_history()
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """All figures of merit, as in evaluation.json; empty while there are none."""
+        return self.folder.read_json(self.folder.evaluation) or {}
+
+    @property
+    def diagnosis(self) -> dict[str, Any]:
+        """The findings, as in diagnosis.json; empty while there are none."""
+        return self.folder.read_json(self.folder.diagnosis) or {}
+
     def model(self) -> Classifier:
         """The trained model, ready to predict."""
         return load(self.path)
+
+    def test_images(self) -> ImageSet:
+        """The images that the run was tested on, in the order of its answers.
+
+        Raises:
+            DataError: they are no longer where the run found them.
+        """
+        config = read_config(self.folder)
+        return load_splits(config.data, config.run.seed).test
+
+    def answers(self) -> Answers:
+        """The answer for every test image.
+
+        Raises:
+            RunError: the run has not been evaluated yet.
+        """
+        answers = read_answers(self.folder, self.evaluation.get("classes") or self.result.get("classes"))
+        if answers is None:
+            raise RunError(
+                f"Run {self.path} has no answers: it has no predictions.csv.",
+                f"Let it finish, or: velodrome evaluate {shlex.quote(str(self.path))}",
+            )
+        return answers
+
+    def mistakes(
+        self,
+        by: str = "loss",
+        *,
+        label: str | None = None,
+        prediction: str | None = None,
+        n: int | None = None,
+    ) -> Mistakes:
+        """The test images that were taken for another class, the most telling first.
+
+        Args:
+            by: "loss", "confidence" in the wrong class, "class", or "pair" of confused classes.
+            label: only images of this class.
+            prediction: only images that were taken for this class.
+            n: at most this many.
+
+        Raises:
+            ConfigError: there is no such order or class.
+            RunError: the run has not been evaluated yet.
+        """
+        answers = self.answers()
+        chosen = rank(answers, by, label=label, prediction=prediction)[:n]
+        return collect_mistakes(answers, chosen, self.test_images())
+
+    def label_errors(self) -> list[LabelError]:
+        """Test images whose label is likely wrong, the most suspicious first.
+
+        Raises:
+            RunError: the run has not been evaluated yet.
+        """
+        return likely_label_errors(self.answers())
+
+    def gradcam(
+        self,
+        images: Sequence[int] | Mistakes | ImagesU8,
+        *,
+        classes: Sequence[str] | None = None,
+        layer: str = DEFAULT_LAYER,
+    ) -> Explanations:
+        """Where the network sees what speaks for a class (Grad-CAM), computed on the CPU in float32.
+
+        Args:
+            images: indices of test images, mistakes, or (N, H, W, 3) uint8 images.
+            classes: what to explain; without them the predicted and the true class of test images, and the
+                two most probable classes of others.
+            layer: name of the stage to look at.
+
+        Raises:
+            ConfigError: there is no such class or stage, or no test image of such an index.
+            DataError: the images are of another size than the model's.
+        """
+        model = self.model()
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            captions = [f"image {number}" for number in range(len(images))]
+            targets = np.argsort(-model.probabilities(images).numpy(), 1, kind="stable")[:, :2]
+            images_u8: ImagesU8 = images
+        else:
+            chosen = images.indices if isinstance(images, Mistakes) else images
+            captions, targets, images_u8 = self._answered(np.array(chosen, np.int64))
+        if classes is not None:
+            targets = np.tile(class_numbers(model, classes), (len(images_u8), 1))
+        return explain(model, images_u8, captions, targets, layer)
+
+    def _answered(self, indices: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64], ImagesU8]:
+        """True class, (N, 2) predicted and true class as numbers, and pixels of test images."""
+        answers = self.answers()
+        if not np.isin(indices, np.arange(len(answers))).all():
+            raise ConfigError(
+                f"Images {indices.min()} to {indices.max()} were asked for, but test images are numbered "
+                f"0 to {len(answers) - 1}.",
+                "Use numbers of that range.",
+            )
+        labels = answers.labels[indices]
+        targets = np.stack([answers.predictions[indices], labels], 1)
+        return [answers.classes[label] for label in labels], targets, self.test_images().images_u8[indices]
+
+    def plot_history(self) -> Figure:
+        """Accuracy, loss and learning rate over the epochs, a matplotlib figure."""
+        from velodrome.reporting.history_figure import draw_history
+
+        return draw_history(self.history)
 
     def __repr__(self) -> str:
         figures = self.result

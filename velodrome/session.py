@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +21,15 @@ from velodrome.device import (
     threads,
 )
 from velodrome.errors import EXIT_PARTLY, RunError, TrainingError
-from velodrome.job import carry_on, describe, prepare, resolve
+from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
+from velodrome.evaluation.diagnosis import write_diagnosis
+from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.job import carry_on, describe, prepare, resolve, show
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
+from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import resnet9
 from velodrome.reporting.page import write_report
 from velodrome.resumption import restore
@@ -40,7 +46,7 @@ from velodrome.run.folder import (
 )
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, search_display
-from velodrome.runs import Run, read_config
+from velodrome.runs import Run, load, read_config
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
 from velodrome.training.schedule import USUAL_LR, extend, make_schedule
@@ -176,13 +182,93 @@ def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
     return Run(folder)
 
 
+def evaluate(
+    run: Run | Path | str,
+    *,
+    data: Path | str | None = None,
+    data_root: Path | str | None = None,
+    layer: str = DEFAULT_LAYER,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: bool = True,
+) -> Assessment:
+    """Evaluate a finished run: accuracy, loss, calibration, confusion, per class; every answer; the mistakes.
+
+    On its own test images, everything that depends on the answers is written again, and the page with it. On
+    other images, evaluation.json, predictions.csv, probabilities.npy and label_errors.csv go to a folder in
+    `evaluations`, and the result says how far the accuracy moved.
+
+    Args:
+        run: or the path of its folder.
+        data: a data set, or a folder with a folder of images for each class; None for the run's own.
+        data_root: where data sets lie now, if that has changed.
+        layer: the stage whose Grad-CAM maps the gallery shows.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16"; that of the run where it is None.
+        progress: say on stderr what is going on.
+
+    Raises:
+        VelodromeError: there is no such run or data, they do not belong together, or nothing can be written.
+    """
+    folder = _folder_of(run)
+    classifier, config = load(folder.path), read_config(folder)
+    if data_root is not None:
+        config = override(config, {"data_root": data_root})
+    trained = ask(classifier, config, device=device, precision=precision)
+    with locked(folder):
+        if progress:
+            sys.stderr.write(f"Evaluating {folder.path} on {data or config.data.data} ...\n")
+        if data is not None and str(data) != config.data.data:
+            return evaluate_other(folder, config, classifier, trained, str(data))
+        assessment = evaluate_own(folder, config, classifier, trained, layer=layer)
+        show(folder)
+        return assessment
+
+
+def predict(
+    run: Run | Path | str,
+    images: Iterable[Path | str],
+    *,
+    top: int = 3,
+    explain: Path | str | None = None,
+    layer: str = DEFAULT_LAYER,
+) -> Predictions:
+    """The most probable classes of image files, of any size and kind.
+
+    Args:
+        run: or the path of its folder.
+        images: files, and folders that are searched for images.
+        top: how many classes to name for each.
+        explain: folder for a picture of each image with Grad-CAM maps of its first classes.
+        layer: the stage whose maps to draw.
+
+    Returns:
+        The answers, and the files that cannot be read, each with its reason.
+
+    Raises:
+        VelodromeError: there is no such run, the network has no such stage, or `explain` cannot be written.
+    """
+    paths = [Path(image) for image in images]
+    place = None if explain is None else Path(explain)
+    return predict_files(load(_folder_of(run).path), paths, top=top, explain=place, layer=layer)
+
+
 def report(path: Path | str, output: Path | None = None) -> Path:
-    """Write the page of a run from its folder alone; returns where it is.
+    """Write the page of a run from its folder alone, and its diagnosis; returns where the page is.
 
     Raises:
         RunError: there is no such run, or the page cannot be written.
     """
-    return write_report(open_run(Path(path)), output)
+    folder = open_run(Path(path))
+    with contextlib.suppress(
+        RunError
+    ):  # of a run that may only be read, the page shows the diagnosis there is
+        write_diagnosis(folder)
+    return write_report(folder, output)
+
+
+def _folder_of(run: Run | Path | str) -> RunFolder:
+    return run.folder if isinstance(run, Run) else open_run(Path(run))
 
 
 def plan(config: Config) -> dict[str, object]:

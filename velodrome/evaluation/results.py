@@ -1,17 +1,136 @@
-"""The answers for every image, written down in the run folder."""
+"""What an evaluation leaves in a folder: every answer, all figures, suspicious labels, the gallery."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from velodrome.data.imageset import ImageSet
-from velodrome.run.folder import RunFolder, write_atomically
+from velodrome.data.duplicates import exact_duplicates
+from velodrome.data.imageset import ImageSet, Normalisation
+from velodrome.errors import VelodromeWarning
+from velodrome.evaluation.gallery import write_mistakes
+from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.evaluation.metrics import Evaluation, accuracy_change, evaluate
+from velodrome.evaluation.mistakes import label_errors_csv, likely_label_errors
+from velodrome.evaluation.predict import logits_of
+from velodrome.run.answers import COLUMNS, read_answers
+from velodrome.run.folder import RunFolder, write_atomically, write_json
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network, and how it is to be asked.
+
+    Attributes:
+        network: on `device`.
+        normalisation: of the images that it was trained on.
+        device: where to compute.
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    network: nn.Module
+    normalisation: Normalisation
+    device: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How the network did on the images that others are compared with.
+
+    Attributes:
+        data: what they are called.
+        images: how many they are.
+        right: how many of them were recognised.
+    """
+
+    data: str
+    images: int
+    right: int
+
+    def change(self, figures: Evaluation) -> tuple[float, tuple[float, float]]:
+        """How far the accuracy moved from here, in [-1, 1], and the 95% interval of that."""
+        right = round(figures.accuracy * figures.images)
+        return accuracy_change(right, figures.images, self.right, self.images)
+
+
+def write_results(
+    folder: RunFolder,
+    trained: Trained,
+    images: ImageSet,
+    *,
+    data: str,
+    train: ImageSet | None,
+    baseline: Baseline | None = None,
+    layer: str | None = DEFAULT_LAYER,
+) -> Evaluation:
+    """Let the network answer every image, and write all that follows from the answers.
+
+    Args:
+        folder: receives predictions.csv, probabilities.npy, evaluation.json, label_errors.csv and gallery/.
+        trained: the network.
+        images: to answer.
+        data: what they are called.
+        train: the images that it was trained on, to look for duplicates; None where that is not wanted.
+        baseline: what the accuracy is to be compared with.
+        layer: the stage whose Grad-CAM maps the gallery shows; None for no gallery.
+
+    Raises:
+        ConfigError: the network has no such stage.
+        RunError: a file cannot be written.
+    """
+    answer = functools.partial(
+        logits_of,
+        trained.network,
+        images,
+        trained.normalisation,
+        device=trained.device,
+        precision=trained.precision,
+    )
+    logits = answer()
+    evaluation = evaluate(logits, torch.from_numpy(images.labels), images.classes, answer(flip_too=True))
+    write_predictions(folder, images, logits)
+    # As they are in the folder, so that whatever is made from them there is the same.
+    answers = read_answers(folder, images.classes)
+    assert answers is not None, "there is no empty image set"
+    suspects = likely_label_errors(answers)
+    _write_label_errors(folder, label_errors_csv(suspects))
+    report = {
+        "data": data,
+        **evaluation.to_dict(),
+        "label_errors": len(suspects),
+        "duplicates": exact_duplicates(images, train).to_dict() if train else None,
+        "precision": trained.precision,
+    }
+    if baseline:
+        change, interval = baseline.change(evaluation)
+        report["compared_with"] = {
+            "data": baseline.data,
+            "images": baseline.images,
+            "accuracy": baseline.right / baseline.images,
+        }
+        report |= {"accuracy_change": change, "accuracy_change_ci95": list(interval)}
+    write_json(folder.evaluation, report)
+    if layer:
+        write_mistakes(
+            folder,
+            images,
+            answers,
+            trained.network,
+            trained.normalisation,
+            device=trained.device,
+            precision=trained.precision,
+            layer=layer,
+        )
+    return evaluation
 
 
 def write_predictions(folder: RunFolder, images: ImageSet, logits: Tensor) -> None:
@@ -24,15 +143,16 @@ def write_predictions(folder: RunFolder, images: ImageSet, logits: Tensor) -> No
     """
     probabilities = logits.softmax(1)
     losses = F.cross_entropy(logits, torch.from_numpy(images.labels), reduction="none")
-    best = probabilities.max(1)
+    # By the logits, as all figures are: as float32 probabilities, two that are close may be equal.
+    predictions = logits.argmax(1, keepdim=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "path", "label", "prediction", "probability", "loss"])
+    writer.writerow(COLUMNS)
     columns = (
         images.paths,
         images.labels.tolist(),
-        best.indices.tolist(),
-        best.values.tolist(),
+        predictions[:, 0].tolist(),
+        probabilities.gather(1, predictions)[:, 0].tolist(),
         losses.tolist(),
     )
     for index, (path, label, prediction, probability, loss) in enumerate(zip(*columns, strict=True)):
@@ -42,3 +162,24 @@ def write_predictions(folder: RunFolder, images: ImageSet, logits: Tensor) -> No
     array = io.BytesIO()
     np.save(array, probabilities.numpy().astype(np.float16))
     write_atomically(folder.probabilities, array.getvalue())
+
+
+def _write_label_errors(folder: RunFolder, content: str) -> None:
+    """Write label_errors.csv, but never over labels that somebody has corrected in it."""
+    if _is_corrected(folder):
+        message = f"{folder.label_errors} holds corrected labels, so it was left as it is."
+        warnings.warn(message, VelodromeWarning, stacklevel=2)
+        return
+    write_atomically(folder.label_errors, content)
+
+
+def _is_corrected(folder: RunFolder) -> bool:
+    """Whether label_errors.csv is there with anything in it that velodrome did not write."""
+    path = folder.label_errors
+    if not path.exists():
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return any(row["label"] != row["given_label"] for row in csv.DictReader(file))
+    except (OSError, ValueError, KeyError, csv.Error):
+        return True

@@ -5,24 +5,28 @@ The templates decide how it looks. What the folder lacks is None or empty, and t
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from velodrome.errors import RunError
 from velodrome.reporting import text
-from velodrome.reporting.confusion import Predictions, read_predictions
+from velodrome.reporting.citation import Citation, cite
+from velodrome.reporting.confusion import Predictions, count_answers
 from velodrome.reporting.curves import Chart, Drawing, Series, draw
+from velodrome.reporting.diagnosis import Diagnosis, gather_diagnosis
+from velodrome.reporting.evaluation import Evaluation, gather_evaluation, gather_other_evaluations
+from velodrome.reporting.gallery import Gallery, gather_gallery
+from velodrome.reporting.gaps import Gap
+from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
+from velodrome.reporting.samples import Samples, gather_samples
+from velodrome.reporting.tables import Column, Fact, Table, listing, mapping, tabulate, with_values
+from velodrome.run.answers import read_answers
 from velodrome.run.folder import RunFolder
-
-# A table with more rows than this starts folded.
-LONG_TABLE = 12
 
 Events = Sequence[Mapping[str, Any]]
 History = Sequence[Mapping[str, float | None]]
-Column = tuple[str, str, Callable[[object], str]]  # key, heading, how to write a value
+T = TypeVar("T")
 
 _HISTORY_COLUMNS: tuple[Column, ...] = (
     ("epoch", "Epoch", text.count),
@@ -48,28 +52,6 @@ _LAYER_COLUMNS: tuple[Column, ...] = (
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A figure with its name."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first cell of a row names it, and columns from `numbers` on hold figures."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: int
-
-    @property
-    def is_long(self) -> bool:
-        """Whether the table starts folded."""
-        return len(self.rows) > LONG_TABLE
-
-
-@dataclass(frozen=True)
 class Model:
     """What summary.json says."""
 
@@ -78,61 +60,82 @@ class Model:
 
 
 @dataclass(frozen=True)
-class LearningRate:
-    """What lr_find.json says; `figure` is lr_find.png as a data URI, None where it is missing."""
-
-    facts: tuple[Fact, ...]
-    suggestions: Table
-    sentences: tuple[str, ...]
-    refusal: str | None
-    figure: str | None
-
-
-@dataclass(frozen=True)
 class Content:
-    """All that the page shows, in its order."""
+    """All that the page shows.
+
+    `gaps` says, for each of the parts diagnosis, evaluation and samples that is None, which file is why.
+    """
 
     name: str
     trained: tuple[Fact, ...]
     unfinished: str | None
     headline: Fact | None
     facts: tuple[Fact, ...]
+    diagnosis: Diagnosis | None
     charts: tuple[Drawing, ...]
-    history: Table | None
     learning_rate: LearningRate | None
     predictions: Predictions | None
+    gallery: Gallery | None
+    evaluation: Evaluation | None
+    other_evaluations: Table | None
+    samples: Samples | None
     model: Model | None
+    history: Table | None
+    citation: Citation
+    command: str | None
     config: str | None
     environment: tuple[Fact, ...]
-    command: str | None
+    gaps: Mapping[str, str]
 
 
 def gather(folder: RunFolder) -> Content:
     """All that the report shows.
 
     Raises:
-        RunError: a file of the run is damaged.
+        RunError: a file that every run has is damaged.
     """
     events, history = folder.read_events(), folder.read_history()
     _check_epochs(folder, history)
     result = folder.read_json(folder.result)
     known = {**_started(events), **(result or {})}
     environment = folder.read_json(folder.environment) or {}
+    answers = read_answers(folder, known.get("classes"))
+    gaps: dict[str, str] = {}
+    evaluation = _unless_gap(gaps, "evaluation", gather_evaluation, folder)
+    name = folder.path.resolve().name
     return Content(
-        name=folder.path.resolve().name,
+        name=name,
         trained=tuple(Fact(key, text.words(known[key])) for key in ("recipe", "data") if known.get(key)),
         unfinished=None if result is not None else _why_unfinished(events),
         headline=_headline(result, history),
-        facts=_facts(known, history),
+        facts=_facts(known, history, evaluation),
+        diagnosis=_unless_gap(gaps, "diagnosis", gather_diagnosis, folder),
         charts=_charts(events, history),
-        history=_table(_HISTORY_COLUMNS, history, numbers=1) if history else None,
-        learning_rate=_learning_rate(folder),
-        predictions=read_predictions(folder, known.get("classes")),
+        learning_rate=gather_learning_rate(folder),
+        predictions=count_answers(answers) if answers else None,
+        gallery=gather_gallery(folder, answers) if answers else None,
+        evaluation=evaluation,
+        other_evaluations=gather_other_evaluations(folder),
+        samples=_unless_gap(gaps, "samples", gather_samples, folder),
         model=_model(folder.read_json(folder.summary)),
+        history=tabulate(_HISTORY_COLUMNS, history, numbers=1) if history else None,
+        citation=cite(name, known, environment),
+        command=text.command_line(environment.get("command")),
         config=_read_config(folder),
         environment=tuple(Fact(key, value) for key, value in text.flattened(environment)),
-        command=text.command_line(environment.get("command")),
+        gaps=gaps,
     )
+
+
+def _unless_gap(
+    gaps: dict[str, str], part: str, read: Callable[[RunFolder], T], folder: RunFolder
+) -> T | None:
+    """What `read` makes of the folder; where that cannot be made, None and the reason in `gaps`."""
+    try:
+        return read(folder)
+    except Gap as gap:
+        gaps[part] = str(gap)
+        return None
 
 
 def _started(events: Events) -> Mapping[str, Any]:
@@ -170,23 +173,27 @@ def _headline(result: Mapping[str, Any] | None, history: History) -> Fact | None
     return None
 
 
-def _facts(known: Mapping[str, Any], history: History) -> tuple[Fact, ...]:
+def _facts(known: Mapping[str, Any], history: History, evaluation: Evaluation | None) -> tuple[Fact, ...]:
     """The other headline figures; those that are not known are left out."""
     last = history[-1] if history else {}
-    facts = (
+    ours = (
         Fact("Test accuracy, TTA", text.percent(known.get("test_accuracy_tta"))),
-        Fact("Train accuracy", text.percent(known.get("train_accuracy", last.get("train_acc")))),
-        Fact("Training time", text.duration(known.get("train_seconds", last.get("time_s")))),
-        Fact("Images per second", text.count(known.get("images_per_s", last.get("images_per_s")))),
         Fact("Test loss", text.loss(known.get("test_loss", last.get("test_loss")))),
-        Fact("Train loss", text.loss(known.get("train_loss", last.get("train_loss")))),
-        Fact("Parameters", text.count(known.get("params"))),
-        Fact("Epochs", _epochs(known.get("epochs"), last.get("epoch"))),
-        Fact("Device", text.words(known.get("device"))),
-        Fact("Precision", text.words(known.get("precision"))),
-        Fact("Seed", text.words(known.get("seed"))),
     )
-    return tuple(fact for fact in facts if fact.value != text.NONE)
+    return with_values(
+        [
+            *(evaluation.facts if evaluation else ours),
+            Fact("Train accuracy", text.percent(known.get("train_accuracy", last.get("train_acc")))),
+            Fact("Train loss", text.loss(known.get("train_loss", last.get("train_loss")))),
+            Fact("Training time", text.duration(known.get("train_seconds", last.get("time_s")))),
+            Fact("Images per second", text.count(known.get("images_per_s", last.get("images_per_s")))),
+            Fact("Parameters", text.count(known.get("params"))),
+            Fact("Epochs", _epochs(known.get("epochs"), last.get("epoch"))),
+            Fact("Device", text.words(known.get("device"))),
+            Fact("Precision", text.words(known.get("precision"))),
+            Fact("Seed", text.words(known.get("seed"))),
+        ]
+    )
 
 
 def _epochs(planned: object, done: object) -> str:
@@ -241,66 +248,17 @@ def _trailing_mean(values: Sequence[float | None], window: int) -> list[float | 
     return means
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], numbers: int) -> Table:
-    """The rows as texts; a column without any value is left out."""
-    used = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
-    return Table(
-        tuple(heading for _, heading, _ in used),
-        tuple(tuple(write(row.get(key)) for key, _, write in used) for row in rows),
-        numbers,
-    )
-
-
 def _model(summary: Mapping[str, Any] | None) -> Model | None:
-    layers = (summary or {}).get("layers")
-    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers) or not layers:
+    layers = listing(mapping(summary).get("layers"))
+    if not layers or not all(isinstance(layer, dict) for layer in layers):
         return None
-    known = _mapping((summary or {}).get("totals"))
+    totals = mapping(mapping(summary).get("totals"))
     facts = (
-        Fact("Parameters", text.count(known.get("params"))),
-        Fact("MACs per image", text.count(known.get("macs"))),
-        Fact("Receptive field", text.pixels(known.get("receptive_field"))),
+        Fact("Parameters", text.count(totals.get("params"))),
+        Fact("MACs per image", text.count(totals.get("macs"))),
+        Fact("Receptive field", text.pixels(totals.get("receptive_field"))),
     )
-    return Model(
-        tuple(fact for fact in facts if fact.value != text.NONE), _table(_LAYER_COLUMNS, layers, numbers=3)
-    )
-
-
-def _learning_rate(folder: RunFolder) -> LearningRate | None:
-    """What the range test found, None where none was run."""
-    found = folder.read_json(folder.lr_find)
-    if found is None:
-        return None
-    confidence, suggested = _mapping(found.get("confidence")), _mapping(found.get("suggestions"))
-    facts = (
-        Fact("LRMAX", text.rate(found.get("lr_max"))),
-        Fact("LRMIN", text.rate(found.get("lr_min"))),
-        Fact("Confidence", text.words(confidence.get("level"))),
-        Fact("Steps of the test", text.count(found.get("steps"))),
-        Fact("Time", text.duration(found.get("seconds"))),
-    )
-    reasons = confidence.get("reasons")
-    said = [*(reasons if isinstance(reasons, list) else []), found.get("rule")]
-    rows = tuple((text.words(rule).replace("_", " "), text.rate(lr)) for rule, lr in suggested.items())
-    return LearningRate(
-        facts=tuple(fact for fact in facts if fact.value != text.NONE),
-        suggestions=Table(("Rule", "Learning rate"), rows, numbers=1),
-        sentences=tuple(sentence for sentence in said if isinstance(sentence, str)),
-        refusal=text.words(found["refusal"]) if found.get("refusal") else None,
-        figure=_as_data_uri(folder.lr_find_figure),
-    )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _as_data_uri(image: Path) -> str | None:
-    """A PNG file as the page can hold it, None where it cannot be read."""
-    try:
-        return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
-    except OSError:
-        return None
+    return Model(with_values(facts), tabulate(_LAYER_COLUMNS, layers, numbers=3))
 
 
 def _read_config(folder: RunFolder) -> str | None:

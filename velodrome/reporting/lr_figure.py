@@ -62,7 +62,7 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     axes.set_title(_title(found), loc="left", color=INK, fontsize=11, parse_math=False)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)
-    _plain(axes)
+    plain(axes)
     axes.legend(loc="lower left", frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -103,7 +103,7 @@ def draw_schedule(lrs: Sequence[float], steps_per_epoch: int) -> Figure:
     axes.set_title("Learning rate over the run", loc="left", color=INK, fontsize=11)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("learning rate", color=INK)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -182,7 +182,8 @@ def _mark_edge(axes: Axes, edge: float, start: float) -> None:
     )
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Axes in the style of all figures: a faint grid, no frame."""
     axes.grid(color=HAIR, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=QUIET, labelsize=9)

@@ -4,46 +4,74 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from velodrome.reporting import curves, text
+from velodrome.reporting import calibration, curves, text
 from velodrome.reporting.content import gather
 from velodrome.run.folder import RunFolder, write_atomically
 
 
-def write_report(folder: RunFolder, output: Path | None = None) -> Path:
+@dataclass(frozen=True)
+class Script:
+    """A script of the page, and the digest by which the page allows it to run."""
+
+    source: Markup
+    digest: str
+
+
+def write_report(folder: RunFolder, output: Path | None = None, *, live: bool = False) -> Path:
     """Write the report of a run and return where it is.
 
     Args:
         folder: of the run, finished or not.
         output: file to write; report.html in the folder by default.
+        live: whether training is going on, so that the page reloads itself.
 
     Raises:
-        RunError: a file of the run is damaged, or the report cannot be written.
+        RunError: a file that every run has is damaged, or the report cannot be written.
     """
     path = output or folder.report
-    write_atomically(path, render(folder))
+    write_atomically(path, render(folder, live=live))
     return path
 
 
-def render(folder: RunFolder) -> str:
+def render(folder: RunFolder, *, live: bool = False) -> str:
     """The report of a run as HTML.
 
+    Args:
+        folder: of the run, finished or not.
+        live: whether training is going on, so that the page reloads itself.
+
     Raises:
-        RunError: a file of the run is damaged.
+        RunError: a file that every run has is damaged.
     """
+    run = gather(folder)
     loader = PackageLoader("velodrome.reporting", "templates")
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters.update(percent=text.percent, count=text.count)
-    script = loader.get_source(templates, "page.js")[0]
-    # The page may run this one script and load nothing: a second wall, should a name ever go unescaped.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    needed = ["page.js", *(["heat.js", "gallery.js"] if run.gallery else []), *(["live.js"] if live else [])]
+    scripts = [_script(loader.get_source(templates, name)[0]) for name in needed]
     html = templates.get_template("page.html").render(
-        run=gather(folder), script=Markup(script), script_digest=digest, box=curves
+        run=run, live=live, scripts=scripts, policy=_policy(scripts), box=curves, reliability=calibration
     )
     return text.printable(html)
+
+
+def _script(source: str) -> Script:
+    return Script(Markup(source), base64.b64encode(hashlib.sha256(source.encode()).digest()).decode())
+
+
+def _policy(scripts: Sequence[Script]) -> str:
+    """What the page may do: run its own scripts, load nothing. A second wall, should a name go unescaped."""
+    allowed = " ".join(f"'sha256-{script.digest}'" for script in scripts)
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src 'unsafe-inline'; script-src {allowed}"
+    )

@@ -29,6 +29,17 @@ def percent(value: object) -> str:
     return NONE if share is None else f"{100 * share:.2f}%"
 
 
+def points(value: object) -> str:
+    """A difference of two shares, in [-1, 1], in percentage points, with its sign."""
+    change = number(value)
+    return NONE if change is None else f"{100 * change:+.2f} points".replace("-", "\N{MINUS SIGN}")
+
+
+def images(value: int) -> str:
+    """How many images: 1 image, 1,000 images."""
+    return f"{value:,} image" + ("" if value == 1 else "s")
+
+
 def count(value: object) -> str:
     """A number without decimals, its thousands set apart."""
     found = number(value)

@@ -1,0 +1,246 @@
+"""Evaluating and looking at a finished run, through the API and the command."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import velodrome as vd
+from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning
+from velodrome.run.answers import read_answers
+from velodrome.run.folder import RunFolder
+
+OWN_FILES = ("predictions.csv", "probabilities.npy", "evaluation.json", "label_errors.csv", "diagnosis.json")
+PICTURES = ("mistakes.json", "mistakes.webp", "maps.npy")
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "velodrome", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> vd.Run:
+    settings = {"limit_train": 600, "limit_test": 150, "batch_size": 64, "width": 4, "epochs": 3, "lr": 0.1}
+    config = vd.recipes.quick(runs_dir=tmp_path_factory.mktemp("evaluate") / "runs", **settings)
+    return vd.train(config, progress=False)
+
+
+@pytest.fixture
+def run(trained: vd.Run, tmp_path: Path) -> vd.Run:
+    return vd.Run(RunFolder(shutil.copytree(trained.path, tmp_path / "run")))
+
+
+@pytest.fixture
+def photos(trained: vd.Run, tmp_path: Path) -> Path:
+    """The first 30 test images as PNG files, in a folder for each class."""
+    images = trained.test_images()
+    for index in range(30):
+        folder = tmp_path / "photos" / images.classes[images.labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images_u8[index]).save(folder / f"{index:03}.png")
+    return tmp_path / "photos"
+
+
+def test_evaluation_agrees_with_the_result(trained: vd.Run) -> None:
+    result, evaluation = trained.result, trained.evaluation
+    assert evaluation["accuracy"] == result["test_accuracy"]
+    assert evaluation["accuracy_tta"] == result["test_accuracy_tta"]
+    assert evaluation["nll"] == result["test_loss"]
+    assert evaluation["data"] == "shapes"
+    assert np.sum(evaluation["confusion"]) == evaluation["images"] == 150
+    assert evaluation["duplicates"]["images"] == 0
+    answers = read_answers(trained.folder, evaluation["classes"])
+    assert len(answers.wrong) == round(150 * (1 - evaluation["accuracy"]))
+
+
+def test_evaluating_again_gives_the_same_files(run: vd.Run) -> None:
+    before = {name: (run.path / name).read_bytes() for name in OWN_FILES}
+    before |= {name: (run.folder.gallery / name).read_bytes() for name in PICTURES}
+    for name in OWN_FILES:
+        (run.path / name).unlink()
+    for name in PICTURES:
+        (run.folder.gallery / name).unlink()
+    done = command("evaluate", str(run.path), "--device", "cpu", cwd=run.path)
+    assert (done.returncode, done.stderr) == (0, f"Evaluating {run.path} on shapes ...\n")
+    assert f"{run.result['test_accuracy']:.2%}" in done.stdout
+    for name in OWN_FILES:
+        assert (run.path / name).read_bytes() == before[name], name
+    for name in PICTURES:
+        assert (run.folder.gallery / name).read_bytes() == before[name], name
+
+
+def test_json_is_evaluation_json(run: vd.Run) -> None:
+    done = command("evaluate", str(run.path), "--json", "--quiet", "--layer", "layer3", cwd=run.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == run.evaluation
+    about = json.loads(run.folder.mistakes.read_text())
+    assert (about["layer"], about["map_size"]) == ("layer3", [4, 4])
+
+
+def test_a_stage_that_is_not_there_changes_nothing(run: vd.Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"layer is 'layer7', but the network has no such stage\. .*layer"):
+        vd.evaluate(run, layer="layer7", progress=False)
+    with pytest.raises(ConfigError, match="layer is 'fc', whose output"):
+        vd.evaluate(run, layer="fc", progress=False)
+    del before[run.folder.lock]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_corrected_labels_are_never_written_over(run: vd.Run) -> None:
+    header = "index,path,label,given_label,suggested_label,given_probability,suggested_probability,margin\n"
+    corrected = header + "3,a.png,disc,ring,disc,0.1,0.9,-0.8\n"
+    run.folder.label_errors.write_text(corrected)
+    with pytest.warns(VelodromeWarning, match=r"label_errors\.csv holds corrected labels"):
+        vd.evaluate(run, progress=False)
+    assert run.folder.label_errors.read_text() == corrected
+
+
+def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
+    before = run.folder.predictions.read_bytes()
+    found = vd.evaluate(run, data=photos, progress=False)
+    with run.folder.predictions.open() as file:
+        own = list(csv.DictReader(file))[:30]
+    right = sum(row["label"] == row["prediction"] for row in own)
+    assert found.accuracy == right / 30
+    content = found.to_dict()
+    assert content["data"] == str(photos)
+    assert content["compared_with"] == {
+        "data": "shapes",
+        "images": 150,
+        "accuracy": run.result["test_accuracy"],
+    }
+    change, (low, high) = found.change
+    assert change == pytest.approx(right / 30 - run.result["test_accuracy"])
+    assert low < change < high
+    assert content["accuracy_change_ci95"] == [low, high]
+    assert "change from the run's own test images" in dict(found.rows())
+    # The same pixels get the same probabilities, image by image.
+    with (found.path / "predictions.csv").open() as file:
+        theirs = {Path(row["path"]).name: row["probability"] for row in csv.DictReader(file)}
+    expected = [float(row["probability"]) for row in own]
+    # In batches of other sizes the last bits of bf16 differ.
+    assert [float(theirs[f"{index:03}.png"]) for index in range(30)] == pytest.approx(expected, abs=2e-2)
+    assert found.path.parent == run.folder.evaluations
+    assert run.folder.predictions.read_bytes() == before
+    assert vd.evaluate(run, data=photos, progress=False).path == found.path
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(run: vd.Run, photos: Path) -> None:
+    next(photos.glob("*")).joinpath("broken.png").write_bytes(b"\x89PNG")
+    done = command("evaluate", str(run.path), "--data", str(photos), "--quiet", cwd=run.path)
+    assert done.returncode == 1
+    assert "broken.png cannot be read: " in done.stderr
+    assert "1 of 31 files cannot be read." in done.stderr
+    assert "accuracy" in done.stdout
+
+
+def test_data_of_other_classes_are_refused(run: vd.Run, photos: Path) -> None:
+    (photos / "zebra").mkdir()
+    with pytest.raises(DataError, match="the folder 'zebra', but the model knows no such class"):
+        vd.evaluate(run, data=photos, progress=False)
+    assert not run.folder.evaluations.exists()
+    done = command("evaluate", str(run.path), "--data", "nowhere", cwd=run.path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Data nowhere is neither a data set nor a folder." in done.stderr
+
+
+def test_a_run_in_use_is_left_alone(run: vd.Run) -> None:
+    from velodrome.run.lock import locked
+
+    with locked(run.folder), pytest.raises(RunError, match="in use by another process"):
+        vd.evaluate(run.path, progress=False)
+
+
+def test_mistakes_come_with_their_images(trained: vd.Run) -> None:
+    answers, test = trained.answers(), trained.test_images()
+    mistakes = trained.mistakes()
+    assert mistakes.indices == sorted(answers.wrong.tolist(), key=lambda index: -answers.losses[index])
+    first = mistakes[0]
+    assert np.array_equal(first.image_u8, test.images_u8[first.index])
+    assert first.label == test.classes[test.labels[first.index]] != first.prediction
+    same = trained.mistakes("confidence", label=first.label, prediction=first.prediction, n=2)
+    assert {(row.label, row.prediction) for row in same} == {(first.label, first.prediction)}
+    with pytest.raises(ConfigError, match="'sphere' is not a class"):
+        trained.mistakes(label="sphere")
+
+
+def test_what_a_notebook_shows_is_escaped(trained: vd.Run) -> None:
+    mistakes = trained.mistakes(n=3)
+    shown = mistakes._repr_html_()
+    assert shown.count("<img") == len(mistakes) == 3
+    assert trained.mistakes(n=0)._repr_html_()
+    maps = trained.gradcam(mistakes)
+    assert maps._repr_html_().startswith("<img")
+    assert maps.maps.shape == (3, 2, 8, 8)
+    assert maps.classes == tuple((row.prediction, row.label) for row in mistakes)
+    figures = (mistakes.plot(), maps.plot(), trained.plot_history(), trained.mistakes(n=0).plot())
+    for figure in figures:
+        figure.canvas.draw()
+
+
+def test_gradcam_of_any_images_and_classes(trained: vd.Run) -> None:
+    images = trained.test_images().images_u8[:4]
+    maps = trained.gradcam(images, layer="layer3")
+    assert maps.maps.shape == (4, 2, 4, 4)
+    assert [names[0] for names in maps.classes] == [name for name, _ in trained.model().predict(images)]
+    chosen = trained.gradcam([5, 2], classes=["ring"])
+    assert chosen.classes == (("ring",), ("ring",))
+    with pytest.raises(ConfigError, match="Images 5 to 150 were asked for"):
+        trained.gradcam([5, 150])
+    with pytest.raises(ConfigError, match=r"There is no class 'rings'\. Did you mean ring"):
+        trained.gradcam([1], classes=["rings"])
+
+
+def test_a_run_that_was_not_evaluated_says_so(run: vd.Run) -> None:
+    run.folder.predictions.unlink()
+    with pytest.raises(RunError, match=r"has no answers: .* Let it finish, or: velodrome evaluate"):
+        run.mistakes()
+
+
+def test_predict_answers_as_the_run_did(run: vd.Run, photos: Path) -> None:
+    (photos / "notes.png").write_text("no image")
+    done = command("predict", str(run.path), str(photos), "--json", "--top", "2", cwd=run.path)
+    assert done.returncode == 1
+    assert "notes.png" in done.stderr
+    assert "1 of 31 could not be answered." in done.stderr
+    answer = json.loads(done.stdout)
+    assert [Path(failure["path"]).name for failure in answer["failed"]] == ["notes.png"]
+    answers = run.answers()
+    for found in answer["predictions"]:
+        index = int(Path(found["path"]).stem)
+        assert len(found["top"]) == 2
+        assert found["top"][0]["class"] == answers.classes[answers.predictions[index]]
+
+
+def test_predict_as_a_table_and_with_pictures(run: vd.Run, photos: Path, tmp_path: Path) -> None:
+    file = next(photos.glob("*/*.png"))
+    done = command("predict", str(run.path), str(file), "--explain", str(tmp_path / "maps"), cwd=run.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert file.name in done.stdout
+    assert "%" in done.stdout
+    (picture,) = (tmp_path / "maps").iterdir()
+    with Image.open(picture) as image:
+        assert image.width > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--top", "0"], "--top is '0', but must be a whole number at least 1."),
+        (["--explain", "out", "--layer", "layer8"], "layer is 'layer8', but the network has no such stage."),
+    ],
+)
+def test_predict_names_what_is_wrong(run: vd.Run, photos: Path, words: list[str], problem: str) -> None:
+    done = command("predict", str(run.path), str(photos), *words, cwd=run.path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
+    assert not (run.path / "out").exists()

@@ -1,0 +1,200 @@
+"""Evaluating a finished run again: on its own test images, or on other images of the same classes."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import warnings
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from velodrome.config import Config, override
+from velodrome.data.image_files import Failure, visible
+from velodrome.data.imageset import ImageSet
+from velodrome.data.labelled_folder import read_labelled_folder
+from velodrome.data.sources import load_splits
+from velodrome.device import pick_device, pick_precision
+from velodrome.errors import DataError, VelodromeWarning, did_you_mean
+from velodrome.evaluation.gallery import maps_of
+from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.evaluation.metrics import Evaluation
+from velodrome.evaluation.predict import Classifier
+from velodrome.evaluation.results import Baseline, Trained, write_results
+from velodrome.run.answers import Answers, read_answers
+from velodrome.run.folder import RunFolder, writing
+
+NAMED = ("cifar10", "cifar100", "shapes")
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """How good a run's model is on a set of images; shows itself in a notebook.
+
+    Attributes:
+        figures: all figures of merit.
+        path: of the folder that evaluation.json, predictions.csv and the other files were written to.
+        change: how far the accuracy moved from that on the run's own test images, in [-1, 1], and the 95%
+            interval of that; None on those images themselves, and where there are no answers for them.
+        failed: files that could not be read.
+    """
+
+    figures: Evaluation
+    path: Path
+    change: tuple[float, tuple[float, float]] | None = None
+    failed: tuple[Failure, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Share in [0, 1] of the images that were recognised."""
+        return self.figures.accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of evaluation.json."""
+        content: dict[str, Any] = json.loads(RunFolder(self.path).evaluation.read_text(encoding="utf-8"))
+        return content
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures as a table: names and texts."""
+        rows = self.figures.rows()
+        if self.change is not None:
+            change, (low, high) = self.change
+            moved = f"{100 * change:+.2f} points (95% CI {100 * low:+.2f} to {100 * high:+.2f})"
+            rows.insert(1, ("change from the run's own test images", moved))
+        return rows
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.rows()
+        )
+        return f"<table>{rows}</table>"
+
+
+def ask(classifier: Classifier, config: Config, *, device: str, precision: str | None) -> Trained:
+    """The network of a run on a device, in the precision that it was trained in unless told otherwise.
+
+    Args:
+        classifier: of the run; moved to the device.
+        config: of the run.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16"; None for that of the run, where it is the same device.
+
+    Raises:
+        DeviceError: the device or the precision is not to be had.
+    """
+    place = pick_device(device)
+    same = place.type == config.run.device
+    wanted = precision or (config.run.precision if same else "auto")
+    network = classifier.network.to(place)
+    return Trained(network, classifier.normalisation, place, pick_precision(wanted, place))
+
+
+def evaluate_own(
+    folder: RunFolder, config: Config, classifier: Classifier, trained: Trained, *, layer: str = DEFAULT_LAYER
+) -> Assessment:
+    """Evaluate a run on its own test images, and write everything that follows from the answers.
+
+    Args:
+        folder: of the run, which the caller has locked.
+        config: of the run.
+        classifier: of the run.
+        trained: its network, as it is to be asked.
+        layer: the stage whose Grad-CAM maps the gallery shows.
+
+    Raises:
+        VelodromeError: the data are missing or not those of the run, the network has no such stage, or a file
+            cannot be written.
+    """
+    splits = load_splits(config.data, config.run.seed)
+    test = _as_known(splits.test, classifier.classes, config.data.data)
+    _check_layer(trained, test, layer)
+    figures = write_results(folder, trained, test, data=config.data.data, train=splits.train, layer=layer)
+    return Assessment(figures, folder.path)
+
+
+def evaluate_other(
+    folder: RunFolder, config: Config, classifier: Classifier, trained: Trained, data: str
+) -> Assessment:
+    """Evaluate a run on other images of its classes; writes to a folder of that name in `evaluations`.
+
+    Warns (VelodromeWarning) of every file that cannot be read.
+
+    Args:
+        folder: of the run.
+        config: of the run; its `data_root` says where data sets lie.
+        classifier: of the run.
+        trained: its network, as it is to be asked.
+        data: name of a data set, or path of a folder with a folder of images for each class.
+
+    Raises:
+        VelodromeError: the data are missing or have a class that the run does not know, or a file cannot be
+            written.
+    """
+    images, failed = _other_images(config, classifier, data)
+    for failure in failed:
+        message = f"{visible(str(failure.path))} cannot be read: {failure.reason}."
+        warnings.warn(message, VelodromeWarning, stacklevel=2)
+    answers = read_answers(folder, classifier.classes)
+    baseline = _baseline(answers, config.data.data) if answers else None
+    place = RunFolder(folder.evaluations / _folder_name(data))
+    with writing(place.path):
+        place.path.mkdir(parents=True, exist_ok=True)
+    shown = os.fsencode(data).decode("utf-8", "replace")
+    figures = write_results(place, trained, images, data=shown, train=None, baseline=baseline, layer=None)
+    return Assessment(figures, place.path, baseline.change(figures) if baseline else None, tuple(failed))
+
+
+def _baseline(answers: Answers, data: str) -> Baseline:
+    return Baseline(data, len(answers), len(answers) - len(answers.wrong))
+
+
+def _other_images(config: Config, classifier: Classifier, data: str) -> tuple[ImageSet, list[Failure]]:
+    """The test images of a data set, or those in a folder, with labels as the model numbers its classes."""
+    if data not in NAMED:
+        return read_labelled_folder(Path(data), classifier.classes, classifier.image_size)
+    section = override(Config(), {"data": data, "data_root": config.data.data_root}).data
+    images = load_splits(section, config.run.seed).test
+    return _as_known(images, classifier.classes, data), []
+
+
+def _as_known(images: ImageSet, classes: tuple[str, ...], data: str) -> ImageSet:
+    """The same images with their labels as indices of `classes`.
+
+    Raises:
+        DataError: they have a class that is not among `classes`.
+    """
+    unknown = [name for name in images.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"Data {data} has the class {visible(unknown[0])!r}, but the model knows no such class.",
+            did_you_mean(unknown[0], [visible(name) for name in classes]),
+        )
+    numbers = np.array([classes.index(name) for name in images.classes])
+    return replace(images, labels=numbers[images.labels], classes=classes)
+
+
+def _check_layer(trained: Trained, images: ImageSet, layer: str) -> None:
+    """Check, before anything is written, that there are maps of this stage."""
+    maps_of(
+        trained.network,
+        images.images_u8[:1],
+        images.labels[:1, None],
+        trained.normalisation,
+        device=trained.device,
+        precision=trained.precision,
+        layer=layer,
+    )
+
+
+def _folder_name(data: str) -> str:
+    """A plain folder name of its own for each data set or path."""
+    if data in NAMED:
+        return data
+    path = os.fsencode(Path(data).resolve())
+    plain = re.sub(r"[^\w.-]+", "-", os.fsdecode(Path(path.decode("utf-8", "replace")).name))[:60].strip("-.")
+    return f"{plain or 'folder'}-{blake2b(path, digest_size=4).hexdigest()}"

@@ -1,0 +1,227 @@
+"""Mistakes and Grad-CAM maps as objects that show themselves in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from velodrome.data.imageset import ImageSet, ImagesU8
+from velodrome.errors import ConfigError, did_you_mean
+from velodrome.evaluation.gallery import maps_of
+from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.evaluation.predict import Classifier
+from velodrome.run.answers import Answers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A notebook shows this many of a longer list.
+MOST_SHOWN = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """An image that was taken for another class.
+
+    Attributes:
+        index: of the image in the test set.
+        path: of the image, as the data set names it.
+        label: the true class.
+        prediction: the class that it was taken for.
+        probability: in [0, 1], of the prediction; None where the run has no probabilities.
+        loss: cross-entropy in nats.
+        image_u8: (H, W, 3) uint8.
+    """
+
+    index: int
+    path: str
+    label: str
+    prediction: str
+    probability: float | None
+    loss: float
+    image_u8: ImagesU8 = field(repr=False)
+
+
+class Mistakes(Sequence[Mistake]):
+    """Mistakes of a run, in order; shows itself in a notebook.
+
+    Args:
+        rows: the mistakes.
+    """
+
+    def __init__(self, rows: Sequence[Mistake]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Mistake]:
+        return iter(self._rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        """One mistake, or with a slice some of them."""
+        return Mistakes(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def __repr__(self) -> str:
+        return f"Mistakes({len(self)})"
+
+    @property
+    def indices(self) -> list[int]:
+        """Where the images stand in the test set."""
+        return [row.index for row in self]
+
+    def plot(self, columns: int = 8) -> Figure:
+        """The images with what they are and what they were taken for, a matplotlib figure."""
+        from velodrome.reporting.image_figure import draw_images, shortened
+
+        captions = [
+            f"{shortened(row.prediction)}{_percent(row.probability)}\nis {shortened(row.label)}"
+            for row in self
+        ]
+        side = (0, 1, 1, 3)
+        images = np.stack([row.image_u8 for row in self]) if self else np.zeros(side, np.uint8)
+        return draw_images(images, captions, columns)
+
+    def _repr_html_(self) -> str:
+        heading = "<tr><th>image</th><th>is</th><th>taken for</th><th>loss</th><th>index, path</th></tr>"
+        rows = "".join(_row(row) for row in self[:MOST_SHOWN])
+        more = f"<p>and {len(self) - MOST_SHOWN:,} more</p>" if len(self) > MOST_SHOWN else ""
+        return f"<table>{heading}{rows}</table>{more}"
+
+
+def _row(row: Mistake) -> str:
+    file = io.BytesIO()
+    Image.fromarray(row.image_u8).save(file, "PNG")
+    source = base64.b64encode(file.getvalue()).decode()
+    picture = f'<img src="data:image/png;base64,{source}" width="64" style="image-rendering: pixelated">'
+    texts = (
+        row.label,
+        row.prediction + _percent(row.probability),
+        f"{row.loss:.2f}",
+        f"{row.index}, {row.path}",
+    )
+    cells = "".join(f"<td><bdi>{html.escape(text)}</bdi></td>" for text in texts)
+    return f"<tr><td>{picture}</td>{cells}</tr>"
+
+
+def _percent(probability: float | None) -> str:
+    return "" if probability is None else f" {probability:.1%}"
+
+
+def collect_mistakes(answers: Answers, indices: NDArray[np.int64], images: ImageSet) -> Mistakes:
+    """The mistakes at `indices`, (N,) int64, with their images."""
+    probabilities = answers.probabilities
+    return Mistakes(
+        [
+            Mistake(
+                index=index,
+                path=answers.paths[index],
+                label=answers.classes[answers.labels[index]],
+                prediction=answers.classes[answers.predictions[index]],
+                probability=None
+                if probabilities is None
+                else float(probabilities[index, answers.predictions[index]]),
+                loss=float(answers.losses[index]),
+                image_u8=images.images_u8[index],
+            )
+            for index in indices.tolist()
+        ]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """Where in N images a network sees what speaks for each of K classes; shows itself in a notebook.
+
+    Attributes:
+        images_u8: (N, H, W, 3) uint8.
+        captions: N texts that say what the images are.
+        classes: N times K names, the classes that are explained.
+        probabilities: (N, K) float32 in [0, 1], of these classes.
+        maps: (N, K, h, w) float32, Grad-CAM, at least 0.
+        layer: the stage that the maps are of.
+    """
+
+    images_u8: ImagesU8
+    captions: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
+    probabilities: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    layer: str
+
+    def __len__(self) -> int:
+        return len(self.images_u8)
+
+    def __repr__(self) -> str:
+        return f"Explanations({len(self)} images, {self.maps.shape[1]} classes each, {self.layer})"
+
+    def plot(self) -> Figure:
+        """A row for each image: the image, and the map of each class over it, a matplotlib figure."""
+        from velodrome.reporting.image_figure import draw_maps, shortened
+
+        texts = [
+            [f"{shortened(name)} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+            for names, shares in zip(self.classes, self.probabilities.tolist(), strict=True)
+        ]
+        return draw_maps(self.images_u8, self.maps, [shortened(text) for text in self.captions], texts)
+
+    def _repr_html_(self) -> str:
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png")
+        return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def explain(
+    classifier: Classifier,
+    images_u8: ImagesU8,
+    captions: Sequence[str],
+    targets: NDArray[np.int64],
+    layer: str = DEFAULT_LAYER,
+) -> Explanations:
+    """Grad-CAM maps of raw images, computed on the CPU in float32.
+
+    Args:
+        classifier: of a run.
+        images_u8: (N, H, W, 3) uint8, in the size of the classifier's images.
+        captions: N texts that say what the images are.
+        targets: (N, K) int64, the classes to explain.
+        layer: the stage to look at.
+
+    Raises:
+        ConfigError: the network has no such stage.
+        DataError: the images are of another size.
+    """
+    shares = classifier.probabilities(images_u8).numpy()
+    maps = maps_of(
+        classifier.network,
+        images_u8,
+        targets,
+        classifier.normalisation,
+        device=torch.device("cpu"),
+        precision="fp32",
+        layer=layer,
+    )
+    names = tuple(tuple(classifier.classes[target] for target in row) for row in targets.tolist())
+    chosen = np.take_along_axis(shares, targets, 1)
+    return Explanations(images_u8, tuple(captions), names, chosen, maps, layer)
+
+
+def class_numbers(classifier: Classifier, names: Sequence[str]) -> NDArray[np.int64]:
+    """The classes of these names, (K,) int64.
+
+    Raises:
+        ConfigError: there is no class of a name.
+    """
+    for name in names:
+        if name not in classifier.classes:
+            raise ConfigError(f"There is no class {name!r}.", did_you_mean(name, classifier.classes))
+    return np.array([classifier.classes.index(name) for name in names], np.int64)

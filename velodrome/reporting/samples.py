@@ -1,0 +1,106 @@
+"""Samples of the training images, as they are and as the network saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from velodrome.reporting import text
+from velodrome.reporting.gaps import Gap, damaged, read_image, read_object, read_size, whole
+from velodrome.reporting.tables import listing, mapping
+from velodrome.run.folder import RunFolder
+
+# Of more classes than this the samples start folded.
+MANY_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Many images in one.
+
+    Attributes:
+        uri: the image as a data URI.
+        width: of an image, in pixels.
+        height: of an image, in pixels.
+        columns: images in a row.
+        rows: of images.
+    """
+
+    uri: str
+    width: int
+    height: int
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Samples of a class: its name, how many they are, and in which row of the sprite."""
+
+    name: str
+    count: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An augmented image: its class, and where it is in the sprite, in images."""
+
+    name: str
+    column: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training images of each class, and the first batch as the network saw it.
+
+    `augmented` is None where it cannot be shown, and `note` says why.
+    """
+
+    images: Sprite
+    strips: tuple[Strip, ...]
+    augmented: Sprite | None
+    tiles: tuple[Tile, ...]
+    note: str | None
+
+    @property
+    def are_many(self) -> bool:
+        """Whether they start folded."""
+        return len(self.strips) > MANY_CLASSES
+
+
+def gather_samples(folder: RunFolder) -> Samples:
+    """The samples that were written when training started.
+
+    Raises:
+        Gap: there are none, or they are damaged.
+    """
+    found = read_object(folder, folder.samples)
+    classes, counts = listing(found.get("classes")), listing(found.get("counts"))
+    height, width = read_size(folder, folder.samples, found, "image_size")
+    columns = whole(found.get("columns"))
+    if not classes or columns is None or len(counts) != len(classes):
+        raise damaged(folder, folder.samples, "classes, counts and columns do not belong together")
+    strips = tuple(
+        Strip(text.words(name), min(columns, whole(count) or 0), row)
+        for row, (name, count) in enumerate(zip(classes, counts, strict=True))
+    )
+    sprite = Sprite(read_image(folder, folder.samples_image), width, height, columns, len(classes))
+    try:
+        augmented, tiles = _augmented(folder, mapping(found.get("augmented")), width, height)
+        return Samples(sprite, strips, augmented, tiles, None)
+    except Gap as gap:
+        return Samples(sprite, strips, None, (), str(gap))
+
+
+def _augmented(
+    folder: RunFolder, found: Mapping[str, Any], width: int, height: int
+) -> tuple[Sprite, tuple[Tile, ...]]:
+    columns, labels = whole(found.get("columns")), listing(found.get("labels"))
+    if columns is None or not labels:
+        raise damaged(folder, folder.samples, "it does not say what the augmented images are")
+    uri = read_image(folder, folder.augmented_image)
+    tiles = tuple(Tile(text.words(name), *divmod(i, columns)[::-1]) for i, name in enumerate(labels))
+    return Sprite(uri, width, height, columns, -(-len(labels) // columns)), tiles
