@@ -38,6 +38,7 @@ ALLOWED = {
     "session": {
         "job",
         "runs",
+        "explaining",
         "evaluating",
         "predicting",
         "resumption",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from velodrome.session import evaluate as evaluate
     from velodrome.session import lr_find as lr_find
     from velodrome.session import predict as predict
+    from velodrome.session import preview as preview
     from velodrome.session import report as report
     from velodrome.session import resume as resume
     from velodrome.session import train as train
@@ -44,6 +45,7 @@ _HOMES = {
     "load": ("velodrome.runs", "load"),
     "lr_find": ("velodrome.session", "lr_find"),
     "predict": ("velodrome.session", "predict"),
+    "preview": ("velodrome.session", "preview"),
     "report": ("velodrome.session", "report"),
     "resume": ("velodrome.session", "resume"),
     "train": ("velodrome.session", "train"),
@@ -60,6 +62,7 @@ __all__ = [
     "lr_range_test",
     "override",
     "predict",
+    "preview",
     "recipes",
     "report",
     "resume",

@@ -1,4 +1,4 @@
-"""Mistakes and Grad-CAM maps as objects that show themselves in a notebook."""
+"""Data, mistakes and Grad-CAM maps as objects that show themselves in a notebook."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from velodrome.data.imageset import ImageSet, ImagesU8
+from velodrome.data.imageset import ImageSet, ImagesU8, Splits
 from velodrome.errors import ConfigError, did_you_mean
-from velodrome.evaluation.gallery import maps_of
+from velodrome.evaluation.gallery import SAMPLES_PER_CLASS, maps_of, samples_of_each_class
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.evaluation.predict import Classifier
+from velodrome.models.summary import Summary
 from velodrome.run.answers import Answers
 
 if TYPE_CHECKING:
@@ -26,6 +27,49 @@ if TYPE_CHECKING:
 
 # A notebook shows this many of a longer list.
 MOST_SHOWN = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What a recipe would train, on what, before it does; shows itself in a notebook.
+
+    Attributes:
+        splits: the images to train on, to choose by and to report on.
+        summary: the layers of the network.
+        augmented_u8: (B, H, W, 3) uint8, the first training images as the network sees them at first.
+        augmented_labels: (B,) int64.
+    """
+
+    splits: Splits
+    summary: Summary
+    augmented_u8: ImagesU8
+    augmented_labels: NDArray[np.int64]
+
+    def plot_samples(self) -> Figure:
+        """The first ten training images of each class, a matplotlib figure."""
+        from velodrome.reporting.image_figure import draw_images, shortened
+
+        train = self.splits.train
+        indices = np.concatenate(samples_of_each_class(train))
+        captions = [shortened(train.classes[train.labels[index]]) for index in indices]
+        return draw_images(train.images_u8[indices], captions, SAMPLES_PER_CLASS)
+
+    def plot_augmented(self) -> Figure:
+        """The first training images as the network sees them: cropped, flipped, cut out."""
+        from velodrome.reporting.image_figure import draw_images, shortened
+
+        captions = [shortened(self.splits.train.classes[label]) for label in self.augmented_labels]
+        return draw_images(self.augmented_u8, captions, SAMPLES_PER_CLASS)
+
+    def __repr__(self) -> str:
+        train, test = self.splits.train, self.splits.test
+        return (
+            f"Preview({self.splits.name}: {len(train):,} training and {len(test):,} test images, "
+            f"{len(train.classes)} classes, {self.summary.totals.params:,} parameters)"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.summary._repr_html_()}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,8 +96,7 @@ class Predictions:
     def __str__(self) -> str:
         parts = [self.table()] if self.predictions else []
         if self.failed:
-            rows = [f"{_short(str(failure.path), PATH_CELLS)}: {failure.reason}" for failure in self.failed]
-            parts.append("\n".join(["Without an answer:", *rows]))
+            parts.append("\n".join(["Without an answer:", *map(str, self.failed)]))
         return "\n\n".join(parts) or "No images."
 
     def _repr_html_(self) -> str:

@@ -23,7 +23,9 @@ from velodrome.device import (
 from velodrome.errors import EXIT_PARTLY, RunError, TrainingError
 from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
 from velodrome.evaluation.diagnosis import write_diagnosis
+from velodrome.evaluation.gallery import augmented_batch
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.explaining import Preview
 from velodrome.job import carry_on, describe, prepare, resolve, show
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
@@ -269,6 +271,20 @@ def report(path: Path | str, output: Path | None = None) -> Path:
 
 def _folder_of(run: Run | Path | str) -> RunFolder:
     return run.folder if isinstance(run, Run) else open_run(Path(run))
+
+
+def preview(config: Config | None = None) -> Preview:
+    """The data and the network of a recipe, to look at before training. Writes nothing but downloaded data.
+
+    Args:
+        config: from a recipe; `resnet9()` without one.
+
+    Raises:
+        VelodromeError: bad settings or data.
+    """
+    job = prepare(config or resnet9())
+    height, width = job.splits.train.images_u8.shape[1:3]
+    return Preview(job.splits, summarize(job.state.model, (3, height, width)), *augmented_batch(job.loader))
 
 
 def plan(config: Config) -> dict[str, object]:

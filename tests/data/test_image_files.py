@@ -648,3 +648,7 @@ def _remove_nested(root: Path) -> None:
 )
 def test_names_are_made_visible(name, shown):
     assert visible(name) == shown
+
+
+def test_a_failure_is_one_line():
+    assert str(Failure(Path("a\x1b\nb.png"), "it is empty")) == "a\\x1b\\nb.png: it is empty"

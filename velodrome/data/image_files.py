@@ -58,6 +58,9 @@ class Failure:
     path: Path
     reason: str
 
+    def __str__(self) -> str:
+        return f"{visible(str(self.path))}: {self.reason}"
+
 
 @dataclass(frozen=True, eq=False)
 class Views:

@@ -80,7 +80,8 @@ def class_behind(evidence: Evidence) -> Finding | None:
         f"The class {name} is behind the others",
         f"Of {images[worst]:,} images of {name}, {percent(recall)} are recognised; the mean of the other "
         f"classes is {percent(others)} (rule: at least {points(BEHIND)} points behind, and by chance in less "
-        f"than {BY_CHANCE:.0%} of cases). {wrong[mostly]:,} are taken for {taken_for}, more than for any other.",
+        f"than {BY_CHANCE:.0%} of cases). {wrong[mostly]:,} are taken for {taken_for}, the most frequent "
+        "mistake.",
         f"Look at the images of {name} that are taken for {taken_for}: are their labels right, and can you "
         f"tell the two apart? More training images of {name} help most.",
         {
@@ -209,7 +210,7 @@ def duplicates(evidence: Evidence) -> Finding | None:
     found, images = int(evidence.evaluated("duplicates", "images")), evidence.evaluated("images")
     if found == 0:
         return None
-    share = found / images
+    share = found / max(found, images)
     examples: Any = (evidence.evaluation or {})["duplicates"].get("examples")
     shown = [part for part in examples if isinstance(part, dict)] if isinstance(examples, list) else []
     pairs = ", ".join(f"{part.get('test')} = {part.get('train')}" for part in shown[:3])

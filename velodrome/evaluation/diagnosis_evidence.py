@@ -203,7 +203,9 @@ class Evidence:
     def curve(self) -> Curve:
         """The finite train losses of all steps of complete epochs, in order."""
         # After a resume the log tells of some epochs twice; the later telling is the one that counts.
-        told = {event.get("epoch"): event for event in self.events if event.get("event") == "EpochDone"}
+        told = {
+            number(event.get("epoch")): event for event in self.events if event.get("event") == "EpochDone"
+        }
         found: list[object] = []
         for row in self.history:
             steps = told.get(row.get("epoch"), {}).get("step_losses")

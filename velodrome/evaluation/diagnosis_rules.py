@@ -125,7 +125,7 @@ def _loss_rise(evidence: Evidence) -> _Rise | None:
     best = int(medians.argmin())
     rise = _Rise(float(medians[best]), best + 2, float(medians[-1]))
     limit = (1 + LOSS_RISE) * rise.lowest
-    is_real = rise.last > limit and losses[-1] > limit and train[-1] < train[best + 1]
+    is_real = rise.lowest > 0 and rise.last > limit and losses[-1] > limit and train[-1] < train[best + 1]
     return rise if is_real else None
 
 
@@ -268,7 +268,6 @@ def unstable_start(evidence: Evidence) -> Finding | None:
     if first[peak] <= UNSTABLE * curve.level or steps < UNSTABLE_STEPS or lr_too_high(evidence):
         return None
     share = steps / len(losses)
-    returned = f"was back only after {steps} steps, {share:.1%} of them" if len(back) else "never came back"
     lr_min = number(evidence.settings.get("lr_min"))
     softer = (
         [f"--lr-min {lr_min / 3:.1g}"] if lr_min and evidence.settings.get("schedule") == "one-cycle" else []
@@ -277,8 +276,9 @@ def unstable_start(evidence: Evidence) -> Finding | None:
         "unstable_start",
         "warning" if share >= COSTLY else "note",
         "Training starts unstably",
-        f"The train loss rose to {first[peak]:.3g} (mean of 5 steps); at {curve.level:.3g}, the loss of "
-        f"guessing, it {returned} (rule: above {UNSTABLE:g} times that loss, and {UNSTABLE_STEPS} steps or more).",
+        f"In the first {steps} steps, {share:.1%} of all, the train loss did not fall below "
+        f"{curve.level:.3g}, the loss of guessing, and rose to {first[peak]:.3g} (rule, on means of 5 steps: "
+        f"{UNSTABLE_STEPS} steps or more, and above {UNSTABLE:g} times that loss).",
         f"Try {alternatives([*softer, f'--lr {evidence.lr / 2:.1g}', 'a larger --batch-size'])}.",
         {"peak_loss": float(first[peak]), "steps": steps, "share_of_steps": share},
     )

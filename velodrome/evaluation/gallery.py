@@ -37,15 +37,12 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    chosen = [
-        np.flatnonzero(images.labels == label)[:SAMPLES_PER_CLASS] for label in range(len(images.classes))
-    ]
+    chosen = samples_of_each_class(images)
     _, height, width, _ = images.images_u8.shape
     rows = np.zeros((len(chosen), SAMPLES_PER_CLASS, height, width, 3), np.uint8)
     for row, indices in zip(rows, chosen, strict=True):
         row[: len(indices)] = images.images_u8[indices]
-    batch, labels = loader.epoch(0)[0]
-    augmented = denormalise(batch[:AUGMENTED_IMAGES], loader.normalisation)
+    augmented, labels = augmented_batch(loader)
     folder.gallery.mkdir(exist_ok=True)
     write_atomically(folder.samples_image, sprite(rows.reshape(-1, height, width, 3), SAMPLES_PER_CLASS))
     write_atomically(folder.augmented_image, sprite(augmented, SAMPLES_PER_CLASS))
@@ -56,10 +53,23 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
         "counts": [len(indices) for indices in chosen],
         "augmented": {
             "columns": SAMPLES_PER_CLASS,
-            "labels": [images.classes[label] for label in labels[:AUGMENTED_IMAGES].tolist()],
+            "labels": [images.classes[label] for label in labels.tolist()],
         },
     }
     write_json(folder.samples, about)
+
+
+def samples_of_each_class(images: ImageSet) -> list[NDArray[np.int64]]:
+    """Indices of the first images of each class, at most ten of each."""
+    labels = range(len(images.classes))
+    return [np.flatnonzero(images.labels == label)[:SAMPLES_PER_CLASS] for label in labels]
+
+
+def augmented_batch(loader: Loader) -> tuple[ImagesU8, NDArray[np.int64]]:
+    """The first images as the network sees them in the first epoch, at most 40, and their labels."""
+    batch, labels = loader.epoch(0)[0]
+    images_u8 = denormalise(batch[:AUGMENTED_IMAGES], loader.normalisation)
+    return images_u8, labels[:AUGMENTED_IMAGES].cpu().numpy()
 
 
 def write_mistakes(
