@@ -17,7 +17,10 @@ from velodrome.run.answers import read_answers
 from velodrome.run.folder import RunFolder
 
 OWN_FILES = ("predictions.csv", "probabilities.npy", "evaluation.json", "label_errors.csv", "diagnosis.json")
-PICTURES = ("mistakes.json", "mistakes.webp", "maps.npy")
+PICTURES = (
+    *("mistakes.json", "mistakes.webp", "maps.npy"),
+    *("samples.json", "samples.webp", "augmented.webp"),
+)
 
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -384,11 +384,11 @@ def test_other_files_in_the_folder_are_left_alone(classifier, folder, tmp_path):
 
 def test_an_image_that_is_answered_is_never_overwritten(classifier, folder):
     """The folder of the pictures may be that of the images, and hold pictures from an earlier call."""
-    paths = [write(folder / "a.png"), write(folder / "a.gradcam.png"), write(folder / "A-2.GRADCAM.png")]
+    paths = [write(folder / "A.png"), write(folder / "a.gradcam.png"), write(folder / "a-2.GRADCAM.png")]
     before = [path.read_bytes() for path in paths]
     found = predict_files(classifier, paths, explain=folder / ".." / folder.name)
     assert [path.read_bytes() for path in paths] == before
-    assert found.predictions[0].overlay.name == "a-3.gradcam.png"
+    assert found.predictions[0].overlay.name == "A-3.gradcam.png"
 
 
 @pytest.mark.parametrize(
@@ -431,6 +431,19 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_else(
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunError, match="cannot be written"):
             predict_files(classifier, write(folder / "a.png"), explain=place)
+
+
+def test_a_folder_that_is_there_must_be_writable_too(classifier, folder, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir(mode=0o500)
+    if os.access(tmp_path / "out", os.W_OK):  # root may write everywhere
+
+        def refuse(**_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(predicting.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(predicting, "_answer", None)
+    with pytest.raises(RunError, match="out cannot be written: Permission denied"):
+        predict_files(classifier, write(folder / "a.png"), explain=tmp_path / "out")
 
 
 def test_a_wrong_layer_is_an_error_before_anything_is_written(classifier, folder, tmp_path):

@@ -18,10 +18,11 @@ from velodrome.config import Config, override
 from velodrome.data.image_files import Failure, visible
 from velodrome.data.imageset import ImageSet
 from velodrome.data.labelled_folder import read_labelled_folder
+from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits
 from velodrome.device import pick_device, pick_precision
 from velodrome.errors import DataError, VelodromeWarning, did_you_mean
-from velodrome.evaluation.gallery import maps_of
+from velodrome.evaluation.gallery import maps_of, write_samples
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.evaluation.metrics import Evaluation
 from velodrome.evaluation.predict import Classifier
@@ -113,6 +114,9 @@ def evaluate_own(
     splits = load_splits(config.data, config.run.seed)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     _check_layer(trained, test, layer)
+    batch_size, seed = config.train.batch_size, config.run.seed
+    loader = Loader(splits.train, trained.normalisation, config.augment, batch_size, seed, trained.device)
+    write_samples(folder, splits.train, loader)
     figures = write_results(folder, trained, test, data=config.data.data, train=splits.train, layer=layer)
     return Assessment(figures, folder.path)
 

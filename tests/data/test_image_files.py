@@ -560,10 +560,8 @@ def test_hidden_files_and_folders_are_left_out_unless_named(tmp_path):
 def test_each_file_counts_once(tmp_path, monkeypatch):
     tree(tmp_path, "a.png", "b.png")
     monkeypatch.chdir(tmp_path)
-    assert find_images([Path("b.png"), tmp_path / "b.png", Path(), Path("./a.png")]) == [
-        Path("b.png"),
-        Path("a.png"),
-    ]
+    found = find_images([Path("b.png"), Path(), Path("./a.png"), tmp_path / "b.png"])
+    assert found == [Path("b.png"), Path("a.png")]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

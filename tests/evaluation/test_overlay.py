@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from velodrome.data.image_files import Views
 from velodrome.evaluation.overlay import CAPTION_HEIGHT, GAP, PANEL, explain_picture, overlay, png
@@ -166,6 +166,14 @@ def test_hostile_names_stay_on_their_line(shown, name):
     assert (found[:, PANEL + 1 :] == 255).all()
     assert (found != 255).any()
     np.testing.assert_array_equal(panel(picture, 0), shown.repeat(9, 0).repeat(9, 1))
+
+
+@pytest.mark.skipif(not features.check("raqm"), reason="this Pillow cannot write from right to left")
+def test_the_rank_stands_left_of_a_name_from_right_to_left(shown):
+    def left_end(name: str) -> np.ndarray:
+        return caption(explain_picture(views_of(shown), map_with((0, 0))[None], [(name, 0.5)]), 1)[:, :16]
+
+    np.testing.assert_array_equal(left_end("שלום עולם"), left_end("cat"))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -167,7 +167,7 @@ def _advice_to_learn(evidence: Evidence, *, is_falling: bool) -> str:
     wider = [f"--width {2 * width:.0f}"] if width else []
     if is_falling:
         return f"Try {alternatives([f'--epochs {2 * evidence.epochs}', *wider])}."
-    limits = {"dropout": 0.0, "l1": 0.0, "weight_decay": 1e-3}
+    limits = {"dropout": 0.0, "l1": 0.0, "weight_decay": 1e-3, "cutout": 0.0}
     weaker = [f"{flag(key)} {limit:g}" for key, limit in limits.items() if evidence.setting(key) > limit]
     check = "More epochs alone would not help. Check that the labels belong to their images"
     return f"{check}; then try {alternatives([*weaker, *wider])}." if weaker or wider else f"{check}."

@@ -94,7 +94,8 @@ def _colours() -> NDArray[np.float32]:
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # noqa: PLC0415  its fonts are on every machine
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    return ImageFont.truetype(str(path), size)
 
 
 def _in_panel(pixels: ImagesU8, resampling: Image.Resampling) -> Image.Image:

@@ -53,7 +53,6 @@ class Gallery:
         notes: a sentence for each thing that cannot be shown, with the reason.
         layer: the stage that the heat maps look at, None without heat maps.
         mistakes: how many there are in all.
-        shown: how many of them are in the page.
         label_errors: labels that are likely wrong; None where nobody has looked for any.
     """
 
@@ -62,14 +61,14 @@ class Gallery:
     notes: tuple[str, ...]
     layer: str | None
     mistakes: int
-    shown: int
     label_errors: LabelErrors | None
 
 
 @dataclass(frozen=True)
-class _Contents:
-    """What is in the sprite and in maps.npy, and how it lies there: gallery/mistakes.json."""
+class _Pictures:
+    """The sprite, which images are in it and in maps.npy, and how they lie there."""
 
+    sprite: str
     indices: Indices
     layer: str
     image: Mapping[str, int]
@@ -92,37 +91,33 @@ def gather_gallery(folder: RunFolder, answers: Answers) -> Gallery:
             notes.append(f"{what}: {gap}")
             return None
 
-    contents = unless_gap("There are no images and no heat maps", lambda: _read_contents(folder, answers))
-    sprite = maps = None
-    if contents:
-        sprite = unless_gap("There are no images", lambda: read_image(folder, folder.mistakes_image))
-        maps = unless_gap("There are no heat maps", lambda: _read_maps(folder, contents))
+    pictures = unless_gap("There are no images and no heat maps", lambda: _read_pictures(folder, answers))
+    maps = unless_gap("There are no heat maps", lambda: _read_maps(folder, pictures)) if pictures else None
     if answers.probabilities is None:
         notes.append(f"Probabilities are not shown: {missing(folder, folder.probabilities)}")
     errors = unless_gap("Likely label errors are not marked", lambda: gather_label_errors(folder, answers))
-    indices = contents.indices if contents else _worst_and_best(answers)
+    indices = pictures.indices if pictures else _worst_and_best(answers)
     return Gallery(
         data={
             **_columns(answers, indices),
             "mistakes": len(answers.wrong),
-            "image": contents.image if contents and sprite else None,
-            "map": {**contents.map, "values": maps} if contents and maps else None,
+            "image": pictures.image if pictures else None,
+            "map": {**pictures.map, "values": maps} if pictures and maps else None,
             "suggested": errors.suggested if errors else {},
         },
-        sprite=sprite,
+        sprite=pictures.sprite if pictures else None,
         notes=tuple(notes),
-        layer=contents.layer if contents and maps else None,
+        layer=pictures.layer if pictures and maps else None,
         mistakes=len(answers.wrong),
-        shown=int(np.isin(indices, answers.wrong).sum()),
         label_errors=errors,
     )
 
 
-def _read_contents(folder: RunFolder, answers: Answers) -> _Contents:
-    """What gallery/mistakes.json says, checked against the answers.
+def _read_pictures(folder: RunFolder, answers: Answers) -> _Pictures:
+    """The sprite and what gallery/mistakes.json says about it, checked against the answers.
 
     Raises:
-        Gap: it is missing or damaged, or of other answers.
+        Gap: one of them is missing or damaged, or of other answers.
     """
     path = folder.mistakes
     found = read_object(folder, path)
@@ -133,7 +128,8 @@ def _read_contents(folder: RunFolder, answers: Answers) -> _Contents:
         raise damaged(folder, path, "it does not say which images it holds")
     if any(not 0 <= index < len(answers) for index in indices):
         raise damaged(folder, path, f"it names images that are not among the {len(answers):,} answers")
-    return _Contents(
+    return _Pictures(
+        sprite=read_image(folder, folder.mistakes_image),
         indices=np.array(indices, np.int64),
         layer=text.words(found.get("layer")),
         image={"height": height, "width": width, "columns": columns},
@@ -141,7 +137,7 @@ def _read_contents(folder: RunFolder, answers: Answers) -> _Contents:
     )
 
 
-def _read_maps(folder: RunFolder, contents: _Contents) -> str:
+def _read_maps(folder: RunFolder, pictures: _Pictures) -> str:
     """The heat maps as base64, two an image: of the predicted and of the true class.
 
     Raises:
@@ -152,7 +148,7 @@ def _read_maps(folder: RunFolder, contents: _Contents) -> str:
         maps = np.load(io.BytesIO(read_bytes(folder, path)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise damaged(folder, path, error) from error
-    expected = (len(contents.indices), 2, contents.map["height"], contents.map["width"])
+    expected = (len(pictures.indices), 2, pictures.map["height"], pictures.map["width"])
     if not isinstance(maps, np.ndarray) or maps.dtype != np.uint8 or maps.shape != expected:
         is_now = f"{getattr(maps, 'dtype', type(maps))} of shape {getattr(maps, 'shape', None)}"
         raise damaged(folder, path, f"it holds {is_now}, not uint8 of shape {expected}")

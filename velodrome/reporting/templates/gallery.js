@@ -15,7 +15,9 @@
     .join("\n").toLowerCase());
 
   // What the reader has chosen. `label` and `prediction` are numbers of classes, or "" for any.
-  const chosen = { view: "mistakes", label: "", prediction: "", search: "", sort: "loss" };
+  const start = { view: "mistakes", label: "", prediction: "", search: "", sort: "loss" };
+  if (!data.mistakes) Object.assign(start, { view: "best", sort: "class" });
+  const chosen = { ...start };
   let matches = [], page = 0, open = -1, drawable = false;
 
   const byLoss = (a, b) => (data.loss[b] ?? Infinity) - (data.loss[a] ?? Infinity) || data.index[a] - data.index[b];
@@ -281,7 +283,7 @@
     $("label").addEventListener("change", (event) => update({ label: number(event) }));
     $("prediction").addEventListener("change", (event) => update({ prediction: number(event) }));
     $("strength").addEventListener("input", () => requestAnimationFrame(drawAll));
-    $("clear").addEventListener("click", () => { update({ view: "mistakes", label: "", prediction: "", search: "", sort: "loss" }); $("search").focus(); });
+    $("clear").addEventListener("click", () => { update(start); $("search").focus(); });
     document.querySelectorAll("#views button").forEach((button) =>
       button.addEventListener("click", () => update({ view: button.dataset.view, sort: views[button.dataset.view].sort })));
     for (const [id, step] of [["previous-page", -1], ["next-page", 1]]) {
@@ -304,7 +306,7 @@
     document.querySelectorAll("#views button").forEach((button) => {
       const { images } = views[button.dataset.view];
       button.querySelector("b").textContent = count(images.length);
-      button.hidden = images.length === 0 && button.dataset.view !== "mistakes";
+      button.hidden = images.length === 0 && button.dataset.view !== start.view;
     });
     const legend = $("legend").getContext("2d");
     legend.putImageData(new ImageData(heat.palette.map((part, index) => index % 4 === 3 ? 255 : part), 256, 1), 0, 0);
@@ -317,7 +319,11 @@
       await sprite.decode();
       const { width, height, columns } = data.image;
       const rows = Math.ceil(data.index.length / columns);
-      if (sprite.naturalWidth < columns * width || sprite.naturalHeight < rows * height) throw new RangeError();
+      const isWhole = sprite.naturalWidth >= columns * width && sprite.naturalHeight >= rows * height;
+      // Of a damaged file a browser shows what it could read, and nothing for the rest.
+      const last = make("canvas", { width: 1, height: 1 }).getContext("2d");
+      last.drawImage(sprite, sprite.naturalWidth - 1, sprite.naturalHeight - 1, 1, 1, 0, 0, 1, 1);
+      if (!isWhole || !last.getImageData(0, 0, 1, 1).data[3]) throw new RangeError("not the images of this run");
       drawable = true;
     } catch {
       data.image = null;
