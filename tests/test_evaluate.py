@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -247,3 +248,17 @@ def test_predict_names_what_is_wrong(run: vd.Run, photos: Path, words: list[str]
     assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr
     assert not (run.path / "out").exists()
+
+
+def test_names_that_the_terminal_lacks_signs_for_are_escaped(run: vd.Run, photos: Path) -> None:
+    file = next(photos.glob("*/*.png")).rename(photos / "\N{SNOWMAN}.png")
+    for words in (["--json"], []):
+        done = subprocess.run(
+            [sys.executable, "-m", "velodrome", "predict", str(run.path), str(file), *words],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\u2603.png" in done.stdout
+        assert not words or json.loads(done.stdout)["predictions"][0]["path"] == str(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shlex
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # A stream that the caller has closed is None; what is written to it goes nowhere.
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal lacks signs for
     try:
         arguments = parse(words)
         if arguments is None:
@@ -161,7 +164,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(found.to_dict())
     elif found.predictions:
-        sys.stdout.write(f"{found}\n")
+        sys.stdout.write(f"{found.table()}\n")
     for failure in found.failed:
         _say(f"velodrome: {failure}")
     if found.failed:
@@ -236,7 +239,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    sys.stdout.write(text + "\n")
 
 
 def _print_table(values: dict[str, Any]) -> None:

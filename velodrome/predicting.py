@@ -146,7 +146,7 @@ def predict_files(
     found = find_images(Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths))
     names = None
     if explain is not None:
-        find_stage(getattr(classifier.network, "_orig_mod", classifier.network), layer)
+        find_stage(classifier.network, layer)
         names = _PictureNames(Path(explain), [path for path in found if isinstance(path, Path)])
     predictions: list[Prediction] = []
     failed: list[Failure] = []

@@ -1,5 +1,7 @@
 """Grad-CAM is right, at any stage, and leaves the network as it was."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -29,8 +31,9 @@ def by_hand(network, images, target, layer):
     """The definition, one image at a time, with an ordinary backward pass."""
     maps = []
     for image in images:
-        seen = []
-        handle = network.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.append(out))
+        seen: list[torch.Tensor] = []
+        keep = functools.partial(lambda kept, _module, _inputs, output: kept.append(output), seen)
+        handle = network.get_submodule(layer).register_forward_hook(keep)
         logits = network(image[None])
         handle.remove()
         (gradient,) = torch.autograd.grad(logits[0, target], seen[0])

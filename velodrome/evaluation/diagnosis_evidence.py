@@ -265,16 +265,19 @@ class Evidence:
         """How many test images there are, None where it is not known."""
         return None if self.answers is None else len(self.answers)
 
-    def evaluated(self, *keys: str) -> float:
-        """A number of evaluation.json, such as ("calibration", "ece")."""
+    def evaluated(self, *keys: str | int) -> float:
+        """A number of evaluation.json, such as ("calibration", "ece") or ("accuracy_ci95", 0)."""
         found: Any = self.evaluation
         if found is None:
             raise CannotCheckError(self._why_missing("evaluation.json"))
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
+            try:
+                found = found[key]
+            except (KeyError, IndexError, TypeError):
+                found = None
         value = number(found)
         if value is None:
-            raise CannotCheckError(f"evaluation.json has no number for {' '.join(keys)}")
+            raise CannotCheckError(f"evaluation.json has no number for {' '.join(map(str, keys))}")
         return value
 
     @cached_property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ def gradcam(
     Raises:
         ConfigError: the network has no such stage, or its output has no positions.
     """
-    network = getattr(network, "_orig_mod", network)  # what torch.compile has wrapped
+    network = _unwrapped(network)
     stage = find_stage(network, layer)
     # A caller's inference_mode would make tensors that know no gradient, here and in what is saved for it.
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
@@ -61,6 +63,7 @@ def find_stage(network: nn.Module, layer: str) -> nn.Module:
     Raises:
         ConfigError: there is none.
     """
+    network = _unwrapped(network)
     stages: dict[str, nn.Module] = dict(network.named_modules())
     if layer not in stages or not layer:
         outer = [name for name, _ in network.named_children()]
@@ -68,6 +71,12 @@ def find_stage(network: nn.Module, layer: str) -> nn.Module:
             f"layer is {layer!r}, but the network has no such stage.", did_you_mean(layer, outer)
         )
     return stages[layer]
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """What torch.compile has wrapped, or the network itself."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
 
 
 def _maps_of_batch(
@@ -104,10 +113,17 @@ def _output_of(stage: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         seen.append(output.detach().requires_grad_())
         return seen[-1].clone()  # what follows may change it in place, which a leaf does not allow
 
-    # Compiled code does not ask for hooks that came after it.
-    with torch.compiler.set_stance("force_eager"):
+    with _nothing_compiled():
         handle = stage.register_forward_hook(start_here)
         try:
             yield seen
         finally:
             handle.remove()
+
+
+def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled modules run as they are written: compiled code asks for no hooks that came after it."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled; to import the compiler takes a second
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager

@@ -84,7 +84,7 @@ def overlay(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
 @functools.cache
 def _colours() -> NDArray[np.float32]:
     """(256, 3) float32 in [0, 255]: the colours of the values from 0 to 1."""
-    import matplotlib  # noqa: PLC0415  only where something is drawn
+    import matplotlib
 
     table = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 256))[:, :3]
     return (255 * table).astype(np.float32)
@@ -92,7 +92,7 @@ def _colours() -> NDArray[np.float32]:
 
 @functools.cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # noqa: PLC0415  its fonts are on every machine
+    import matplotlib  # its fonts are on every machine
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     return ImageFont.truetype(str(path), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,27 +52,40 @@ def render(folder: RunFolder, *, live: bool = False) -> str:
         RunError: a file that every run has is damaged.
     """
     run = gather(folder)
-    loader = PackageLoader("velodrome.reporting", "templates")
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters.update(percent=text.percent, count=text.count)
+    templates = _templates()
     needed = ["page.js", *(["heat.js", "gallery.js"] if run.gallery else []), *(["live.js"] if live else [])]
-    scripts = [_script(loader.get_source(templates, name)[0]) for name in needed]
+    scripts = [_script(templates, name) for name in needed]
     html = templates.get_template("page.html").render(
         run=run, live=live, scripts=scripts, policy=_policy(scripts), box=curves, reliability=calibration
     )
     return text.printable(html)
 
 
-def _script(source: str) -> Script:
-    return Script(Markup(source), base64.b64encode(hashlib.sha256(source.encode()).digest()).decode())
+@functools.cache
+def _templates() -> Environment:
+    """The templates; compiled once, since a live page is made after every epoch."""
+    templates = Environment(
+        loader=PackageLoader("velodrome.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(percent=text.percent, count=text.count)
+    return templates
 
 
-def _policy(scripts: Sequence[Script]) -> str:
+def _script(templates: Environment, name: str) -> Script:
+    assert templates.loader is not None
+    source = templates.loader.get_source(templates, name)[0]
+    digest = hashlib.sha256(source.encode()).digest()
+    return Script(Markup(source), base64.b64encode(digest).decode())
+
+
+def _policy(scripts: Sequence[Script]) -> Markup:
     """What the page may do: run its own scripts, load nothing. A second wall, should a name go unescaped."""
     allowed = " ".join(f"'sha256-{script.digest}'" for script in scripts)
-    return (
+    return Markup(
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src 'unsafe-inline'; script-src {allowed}"
     )
