@@ -18,6 +18,7 @@ from velodrome.data.imageset import ImageSet, ImagesU8, Splits
 from velodrome.errors import ConfigError, did_you_mean
 from velodrome.evaluation.gallery import SAMPLES_PER_CLASS, maps_of, samples_of_each_class
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.evaluation.overlay import overlay
 from velodrome.evaluation.predict import Classifier
 from velodrome.models.summary import Summary
 from velodrome.run.answers import Answers
@@ -210,18 +211,32 @@ class Explanations:
 
     def plot(self) -> Figure:
         """A row for each image: the image, and the map of each class over it, a matplotlib figure."""
-        from velodrome.reporting.image_figure import draw_maps, shortened
+        from velodrome.reporting.image_figure import draw_images, shortened
 
-        texts = [
-            [f"{shortened(name)} {share:.1%}" for name, share in zip(names, shares, strict=True)]
-            for names, shares in zip(self.classes, self.probabilities.tolist(), strict=True)
-        ]
-        return draw_maps(self.images_u8, self.maps, [shortened(text) for text in self.captions], texts)
+        pictures: list[ImagesU8] = []
+        captions: list[str] = []
+        for image, caption, names, shares, maps in zip(
+            self.images_u8, self.captions, self.classes, self.probabilities, self.maps, strict=True
+        ):
+            pictures += [image, *(_overlaid(image, heat) for heat in maps)]
+            captions.append(shortened(caption))
+            for name, share, heat in zip(names, shares, maps, strict=True):
+                nothing = "" if heat.any() else "\nnothing speaks for it"
+                captions.append(f"{shortened(name)} {share:.1%}{nothing}")
+        return draw_images(pictures, captions, 1 + self.maps.shape[1])
 
     def _repr_html_(self) -> str:
         file = io.BytesIO()
         self.plot().savefig(file, format="png")
         return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def _overlaid(image_u8: ImagesU8, heat: NDArray[np.float32]) -> ImagesU8:
+    """A map over its image, at least 192 pixels high so that it is smooth: (H, W, 3) uint8, (h, w) float."""
+    image = Image.fromarray(image_u8)
+    zoom = max(1, -(-192 // image.height))
+    large = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
+    return np.asarray(overlay(large, heat))
 
 
 def explain(

@@ -93,7 +93,7 @@ def test_findings_are_shown_the_gravest_first(folder):
     assert "Problem It is a problem Train accuracy 99.8%" in page.text
     assert "What to try Try --cutout 12." in page.text
     assert page.text.index("It is a note") < page.text.index("Last")
-    assert "2 rules checked, 1 not Checked: overfitting, lr too high." in page.text
+    assert "2 rules checked, 1 not Checked: overfitting, lr too high ." in page.text
     assert "lr range no test was run" in page.text
     shapes = {found["d"] for found in page.find("path") if found["d"].endswith("z")}
     assert len(shapes) == 3  # one for each severity, so that nobody needs the colour
@@ -173,13 +173,16 @@ def test_cells_with_images_are_buttons(folder):
 
 def test_too_many_classes_have_no_matrix(folder):
     names = [f"class {number}" for number in range(MOST_MATRIX_CLASSES + 1)]
+    folder.probabilities.unlink()
     write_predictions(folder, [(name, names[0]) for name in names])
-    text = Page(render(folder)).text
-    assert "too many for a matrix" in text
-    assert "class 1 taken for class 0 1" in text
+    page = Page(render(folder))
+    assert "too many for a matrix" in page.text
+    assert "class 1 taken for class 0 1" in page.text
+    assert {found["data-predicted"] for found in page.find("button", class_="choose")} == {"3"}
 
 
 def test_classes_keep_the_order_of_the_result(folder):
+    folder.probabilities.unlink()
     write_predictions(folder, [("ship", "ship"), ("cat", "zebra"), ("dog", "dog")])
     html = render(folder)
     rows = re.findall(r'<th scope="row">(?:<button[^>]*>)?<bdi class="name" title="(\w+)"', html)
@@ -272,7 +275,7 @@ def test_a_class_without_training_images_says_so(folder):
     ids=repr,
 )
 def test_damaged_samples_are_said(folder, changes):
-    write_samples(folder, **changes)
+    folder.samples.write_text(json.dumps({**json.loads(folder.samples.read_text()), **changes}))
     assert "There are no samples of the images: gallery/samples.json is damaged" in Page(render(folder)).text
 
 
