@@ -14,13 +14,12 @@ import torch
 import yaml
 
 import velodrome as vd
-from velodrome.config import SearchSection
+from velodrome.config import USUAL_LR, SearchSection
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.device import threads
 from velodrome.errors import ConfigError, VelodromeWarning
 from velodrome.job import Job, prepare
 from velodrome.lr_search import TRIAL_STEPS, guessing_on, search_before_training, search_job
-from velodrome.training.schedule import USUAL_LR
 
 # 40 steps an epoch.
 SMALL = {

@@ -23,6 +23,9 @@ from velodrome.errors import ConfigError, did_you_mean
 
 Auto = Literal["auto"]
 
+# LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
+USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3}
+
 
 @dataclass(frozen=True)
 class Rule:

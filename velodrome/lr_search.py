@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from velodrome.config import SearchSection, settings_of_training
+from velodrome.config import USUAL_LR, SearchSection, settings_of_training
 from velodrome.device import memory_kept
 from velodrome.errors import TrainingError, VelodromeWarning
 from velodrome.events import EpochDone
@@ -32,7 +32,7 @@ from velodrome.training.lr_range import (
 )
 from velodrome.training.lr_rules import Values
 from velodrome.training.lr_verdict import Guessing, judge, round_to_two_digits
-from velodrome.training.schedule import USUAL_LR, make_schedule, resolve_lr, squeeze_schedule
+from velodrome.training.schedule import make_schedule, resolve_lr, squeeze_schedule
 
 # Steps of each trial run: about an epoch of the reference recipe.
 TRIAL_STEPS = 100

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from velodrome.config import Config, ModelSection, override, search_section
+from velodrome.config import USUAL_LR, Config, ModelSection, override, search_section
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Splits
 from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
@@ -51,7 +51,7 @@ from velodrome.run.sinks import duration, search_display
 from velodrome.runs import Run, load, read_config
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
-from velodrome.training.schedule import USUAL_LR, extend, make_schedule
+from velodrome.training.schedule import extend, make_schedule
 
 
 def train(config: Config | None = None, *, progress: bool = True) -> Run:

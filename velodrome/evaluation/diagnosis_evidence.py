@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from velodrome.config import read_yaml
+from velodrome.config import USUAL_LR, read_yaml
 from velodrome.errors import ConfigError, RunError
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder
@@ -20,8 +20,6 @@ from velodrome.run.folder import RunFolder
 Severity = Literal["problem", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")  # the gravest first
 
-# As in training.schedule: LRMAX where no range test has found one.
-USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3}
 # Fewer are no curve.
 FEWEST_STEPS = 20
 
@@ -193,10 +191,11 @@ class Evidence:
     @cached_property
     def stopped(self) -> Mapping[str, Any] | None:
         """How training ended before its last step, None where it went on afterwards or nothing is said."""
-        last = next(
-            (event for event in reversed(self.events) if event.get("event") in ("RunStarted", "RunStopped")),
-            {},
+        nothing: Mapping[str, Any] = {}
+        told = (
+            event for event in reversed(self.events) if event.get("event") in ("RunStarted", "RunStopped")
         )
+        last = next(told, nothing)
         return last if last.get("event") == "RunStopped" else None
 
     @cached_property

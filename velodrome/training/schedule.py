@@ -14,8 +14,6 @@ Anneal = Literal["linear", "cosine"]
 
 # LRMIN is a tenth of LRMAX, the lower end of the reference recipe's range of LRMAX/10 to LRMAX/5.
 LR_MAX_OVER_MIN = 10
-# LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
-USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3}
 
 
 def one_cycle(
