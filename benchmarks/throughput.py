@@ -231,8 +231,8 @@ def peak_memory_gib(config: Config) -> float:
     with memory_kept(job.device):
         for _ in itertools.islice(contestants.training_steps(job), MEMORY_STEPS):
             pass
-        # With both images of each pair: the last and largest thing that `velodrome train` does.
-        logits_of(network, test, job.normalisation, device=job.device, precision=precision, flip_too=True)
+        # The largest thing that `velodrome train` does after training.
+        logits_of(network, test, job.normalisation, device=job.device, precision=precision, mirrored=True)
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts KiB, macOS bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

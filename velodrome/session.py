@@ -16,6 +16,7 @@ from velodrome.device import (
     available_devices,
     find_compiler,
     matrix_speeds,
+    memory_kept,
     pick_device,
     pick_precision,
     threads,
@@ -217,7 +218,7 @@ def evaluate(
     if data_root is not None:
         config = override(config, {"data_root": data_root})
     trained = ask(classifier, config, device=device, precision=precision)
-    with locked(folder):
+    with locked(folder), memory_kept(trained.device):
         if progress:
             sys.stderr.write(f"Evaluating {folder.path} on {data or config.data.data} ...\n")
         if data is not None and str(data) != config.data.data:

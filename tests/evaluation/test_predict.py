@@ -60,13 +60,12 @@ def test_logits_equal_those_of_a_plain_forward(model, coloured_images, n):
     torch.testing.assert_close(logits, by_hand(model, images.images_u8), rtol=1e-4, atol=1e-5)
 
 
-def test_flipping_too_gives_the_mean_of_both(model, coloured_images):
+def test_mirrored_answers_are_those_to_the_mirror_images(model, coloured_images):
     images = coloured_images(10)
-    straight = by_hand(model, images.images_u8)
-    mirrored = by_hand(model, images.images_u8[:, :, ::-1])
-    found = answers(model, images, flip_too=True)
-    torch.testing.assert_close(found, (straight + mirrored) / 2, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found, straight, atol=1e-2)
+    found = answers(model, images, mirrored=True)
+    expected = by_hand(model, images.images_u8[:, :, ::-1])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, by_hand(model, images.images_u8), atol=1e-2)
 
 
 def test_bf16_answers_in_float32(model, coloured_images):

@@ -25,7 +25,7 @@ def logits_of(
     *,
     device: torch.device,
     precision: str,
-    flip_too: bool = False,
+    mirrored: bool = False,
 ) -> Tensor:
     """The network's answers to all images, in evaluation mode, without augmentation.
 
@@ -35,7 +35,7 @@ def logits_of(
         normalisation: of the training images.
         device: where to compute.
         precision: "fp32", "bf16" or "fp16".
-        flip_too: test-time augmentation: the mean of the logits of each image and its mirror image.
+        mirrored: answer to the mirror images; the mean of both logits is test-time augmentation.
 
     Returns:
         (N, classes) float32 on the CPU.
@@ -43,10 +43,7 @@ def logits_of(
     answers = []
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
         for batch in batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device):
-            logits = model(batch).float()
-            if flip_too:
-                logits = (logits + model(batch.flip(3)).float()) / 2
-            answers.append(logits)
+            answers.append(model(batch.flip(3) if mirrored else batch).float())
         return torch.cat(answers).cpu()
 
 

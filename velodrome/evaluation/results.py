@@ -96,7 +96,8 @@ def write_results(
         precision=trained.precision,
     )
     logits = answer()
-    evaluation = evaluate(logits, torch.from_numpy(images.labels), images.classes, answer(flip_too=True))
+    logits_tta = (logits + answer(mirrored=True)) / 2
+    evaluation = evaluate(logits, torch.from_numpy(images.labels), images.classes, logits_tta)
     write_predictions(folder, images, logits)
     # As they are in the folder, so that whatever is made from them there is the same.
     answers = read_answers(folder, images.classes)

@@ -29,9 +29,9 @@
     index: (a, b) => data.index[a] - data.index[b],
   };
   const views = {
-    mistakes: { images: all.filter(isWrong), one: "mistake", many: "mistakes", sort: "loss" },
+    mistakes: { images: all.filter(isWrong), one: "mistake", many: "mistakes", sort: "loss", total: data.mistakes },
     worst: { images: worstOfEachClass(3), one: "mistake", many: "worst of each class", sort: "class" },
-    errors: { images: all.filter((at) => suggested(at) !== undefined), one: "likely label error", many: "likely label errors", sort: "loss" },
+    errors: { images: all.filter((at) => suggested(at) !== undefined), one: "likely label error", many: "likely label errors", sort: "loss", total: Object.keys(data.suggested).length },
     best: { images: all.filter((at) => !isWrong(at)), one: "right answer", many: "right answers", sort: "class" },
   };
 
@@ -53,7 +53,9 @@
   }
   const count = (number) => number.toLocaleString("en");
   const percent = (part) => part < 0 ? "–" : `${(part / 100).toFixed(1)}%`;
-  const verdict = (at) => isWrong(at) ? " taken for " : " recognised";
+  const title = (at) => isWrong(at)
+    ? [name(data.true[at]), " taken for ", name(data.predicted[at])]
+    : [name(data.true[at]), " recognised"];
 
   // Filtering and sorting
   function matching() {
@@ -80,9 +82,8 @@
   }
 
   function found() {
-    const { images, one, many } = views[chosen.view];
-    const shown = views.mistakes.images.length;
-    const rest = data.mistakes > shown ? `; ${count(shown)} of ${count(data.mistakes)} mistakes are in this page` : "";
+    const { images, one, many, total = images.length } = views[chosen.view];
+    const rest = total > images.length ? `; ${count(images.length)} of ${count(total)} are in this page` : "";
     return `${count(matches.length)} of ${count(images.length)} ${images.length === 1 ? one : many}${rest}`;
   }
 
@@ -121,8 +122,7 @@
   }
 
   function card(at) {
-    const opener = make("button", { type: "button", class: "card-open", "aria-haspopup": "dialog" }, name(data.true[at]), verdict(at));
-    if (isWrong(at)) opener.append(name(data.predicted[at]));
+    const opener = make("button", { type: "button", class: "card-open", "aria-haspopup": "dialog" }, ...title(at));
     opener.addEventListener("click", () => view(matches.indexOf(at)));
     const item = make("li", {
       class: "card", "data-index": data.index[at], "data-true": data.true[at], "data-predicted": data.predicted[at],
@@ -147,9 +147,13 @@
     return parts;
   }
 
+  // The most probable classes; and the true one, should it not be among them.
   function bars(at) {
-    return make("ol", { class: "bars", "aria-label": "Most probable classes" }, ...data.top.map((ranked, rank) => {
-      const number = ranked[at], part = data.chance[rank][at];
+    const rows = data.top.map((ranked, rank) => [ranked[at], data.chance[rank][at]]);
+    if (data.loss[at] !== null && rows.every(([number]) => number !== data.true[at])) {
+      rows.push([data.true[at], 10000 * Math.exp(-data.loss[at])]);
+    }
+    return make("ol", { class: "bars", "aria-label": "Probabilities" }, ...rows.map(([number, part]) => {
       const role = number === data.true[at] ? "is-true" : number === data.predicted[at] ? "is-predicted" : "";
       const bar = make("span", { class: "bar", "aria-hidden": "true" });
       bar.style.setProperty("--share", Math.max(0, part) / 10000);
@@ -178,7 +182,7 @@
     const where = heat.strongest(map(at, which), height, width);
     const said = where ? `strongest ${where}` : `no position speaks for ${data.classes[number]}`;
     const element = pane(at, which, `Grad-CAM for ${data.classes[number]}: ${said}`, role, name(number));
-    if (!where) element.append(make("span", { class: "nothing", "aria-hidden": "true" }, "nothing"));
+    if (!where) element.append(make("span", { class: "nothing", "aria-hidden": "true" }, "no position"));
     return element;
   }
 
@@ -221,15 +225,16 @@
     if (position < 0 || position >= matches.length) return;
     open = position;
     const at = matches[position];
-    const title = make("h3", { id: "viewer-title" }, name(data.true[at]), verdict(at));
-    if (isWrong(at)) title.append(name(data.predicted[at]));
-    $("viewer-body").replaceChildren(title, panes(at), ...details(at));
+    $("viewer-title").replaceChildren(...title(at));
+    $("viewer-body").replaceChildren(panes(at), ...details(at));
     $("viewer-place").textContent = `${count(position + 1)} of ${count(matches.length)}`;
     $("viewer-previous").disabled = position === 0;
     $("viewer-next").disabled = position === matches.length - 1;
-    if (!$("viewer").open) $("viewer").showModal();
+    const opens = !$("viewer").open;
+    if (opens) $("viewer").showModal();
+    $("viewer").scrollTop = 0;
     // A button that has just been disabled would swallow the next arrow key.
-    if (!$("viewer").contains(document.activeElement) || document.activeElement.disabled) $("viewer-body").focus();
+    if (opens || document.activeElement.disabled) $("viewer-body").focus({ preventScroll: true });
   }
 
   function closed() {
