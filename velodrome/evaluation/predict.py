@@ -40,10 +40,9 @@ def logits_of(
     Returns:
         (N, classes) float32 on the CPU.
     """
-    answers = []
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
-        for batch in batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device):
-            answers.append(model(batch.flip(3) if mirrored else batch).float())
+        batches = batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device)
+        answers = [model(batch.flip(3) if mirrored else batch).float() for batch in batches]
         return torch.cat(answers).cpu()
 
 
