@@ -53,6 +53,12 @@ def photos(trained: vd.Run, tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+def test_a_run_is_opened_by_its_path(trained: vd.Run) -> None:
+    assert vd.Run(str(trained.path)).result == trained.result
+    with pytest.raises(RunError, match="Run nowhere does not exist"):
+        vd.Run("nowhere")
+
+
 def test_evaluation_agrees_with_the_result(trained: vd.Run) -> None:
     result, evaluation = trained.result, trained.evaluation
     assert evaluation["accuracy"] == result["test_accuracy"]

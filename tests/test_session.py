@@ -84,6 +84,13 @@ def test_the_run_folder_holds_the_contract(run: vd.Run) -> None:
     assert [row[0] for row in rows[1:]] == ["1", "2"]
 
 
+def test_the_command_is_recorded_as_it_is_typed(tmp_path: Path) -> None:
+    done = command("train", "--data", "shapes", *FLAGS, "--limit-train", "64", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0
+    environment = json.loads((tmp_path / "runs" / "quick-1" / "environment.json").read_text())
+    assert environment["command"].startswith("python -m velodrome train --data shapes --limit-train 200")
+
+
 def test_settings_are_resolved_and_usable_again(run: vd.Run, tmp_path: Path) -> None:
     settings = yaml.safe_load((run.path / "config.yaml").read_text())
     assert settings["device"] != "auto"

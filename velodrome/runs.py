@@ -33,11 +33,14 @@ class Run:
     """A run that has finished, or any run folder: its figures and its model.
 
     Args:
-        folder: of the run.
+        folder: of the run, or its path.
+
+    Raises:
+        RunError: there is no run at the path.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder | Path | str) -> None:
+        self.folder = folder if isinstance(folder, RunFolder) else open_run(Path(folder))
 
     @property
     def path(self) -> Path:

@@ -32,9 +32,14 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, obje
         "device_name": device_name(device),
         "precision": precision,
         "git": git_state(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _program(path: Path) -> list[str]:
+    """How this program is called: its name, or for a package that was run as a module, that."""
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
 
 
 def bits_depend_on() -> dict[str, object]:

@@ -333,6 +333,7 @@
     } catch {
       data.image = null;
       $("no-images").hidden = false;
+      document.querySelector(".heat").hidden = true;
     }
     if (drawable) drawAll(); else showPage();
   }
