@@ -21,8 +21,10 @@ from velodrome.run.folder import RunFolder, write_atomically, write_json
 SAMPLES_PER_CLASS = 10
 AUGMENTED_IMAGES = 40
 SPRITE_COLUMNS = 40
-# At 32x32 pixels this many take about 2.5 MB, so that a page with all of them stays below 6 MB.
 MOST_MISTAKES = 1500
+FEWEST_MISTAKES = 500
+# Of 32x32 pixels, this many take about 3.4 MB, so that a page with all of them stays below 6 MB.
+MOST_IMAGES = 2000
 BEST_OF_A_CLASS = 3
 
 
@@ -100,7 +102,9 @@ def write_mistakes(
         ConfigError: the network has no such stage.
         RunError: the folder cannot be written.
     """
-    mistakes = choose_for_gallery(answers, MOST_MISTAKES)
+    of_classes = (SAMPLES_PER_CLASS + BEST_OF_A_CLASS) * len(answers.classes)
+    most = min(MOST_MISTAKES, max(FEWEST_MISTAKES, MOST_IMAGES - of_classes))
+    mistakes = choose_for_gallery(answers, most)
     indices = np.concatenate([mistakes, best_of_each_class(answers, BEST_OF_A_CLASS)])
     shown = images.images_u8[indices]
     targets = np.stack([answers.predictions[indices], answers.labels[indices]], 1)

@@ -21,7 +21,7 @@ from velodrome.reporting.gaps import Gap
 from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
 from velodrome.reporting.samples import Samples, gather_samples
 from velodrome.reporting.tables import Column, Fact, Table, listing, mapping, tabulate, with_values
-from velodrome.run.answers import read_answers
+from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder
 
 Events = Sequence[Mapping[str, Any]]
@@ -99,8 +99,8 @@ def gather(folder: RunFolder) -> Content:
     result = folder.read_json(folder.result)
     known = {**_started(events), **(result or {})}
     environment = folder.read_json(folder.environment) or {}
-    answers = read_answers(folder, known.get("classes"))
     gaps: dict[str, str] = {}
+    answers = _answers(gaps, folder, known.get("classes"))
     evaluation = _unless_gap(gaps, "evaluation", gather_evaluation, folder)
     name = folder.path.resolve().name
     return Content(
@@ -113,7 +113,7 @@ def gather(folder: RunFolder) -> Content:
         charts=_charts(events, history),
         learning_rate=gather_learning_rate(folder),
         predictions=count_answers(answers) if answers else None,
-        gallery=gather_gallery(folder, answers) if answers else None,
+        gallery=gather_gallery(folder, answers, gaps.get("probabilities", "")) if answers else None,
         evaluation=evaluation,
         other_evaluations=gather_other_evaluations(folder),
         samples=_unless_gap(gaps, "samples", gather_samples, folder),
@@ -136,6 +136,20 @@ def _unless_gap(
     except Gap as gap:
         gaps[part] = str(gap)
         return None
+
+
+def _answers(gaps: dict[str, str], folder: RunFolder, classes: object) -> Answers | None:
+    """The answers of the run; without probabilities where those are damaged, which the page then says.
+
+    Raises:
+        RunError: predictions.csv is damaged.
+    """
+    try:
+        return read_answers(folder, classes)
+    except RunError as error:
+        answers = read_answers(folder, classes, with_probabilities=False)
+        gaps["probabilities"] = error.problem.replace(f"{folder.path}/", "")
+        return answers
 
 
 def _started(events: Events) -> Mapping[str, Any]:

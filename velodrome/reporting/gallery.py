@@ -75,12 +75,13 @@ class _Pictures:
     map: Mapping[str, int]
 
 
-def gather_gallery(folder: RunFolder, answers: Answers) -> Gallery:
+def gather_gallery(folder: RunFolder, answers: Answers, without_probabilities: str = "") -> Gallery:
     """The mistakes of a run with all that is known about them.
 
     Args:
         folder: of the run.
         answers: of the run, for all of its test images.
+        without_probabilities: a sentence that says why they have none, where the file is not missing.
     """
     notes: list[str] = []
 
@@ -94,7 +95,8 @@ def gather_gallery(folder: RunFolder, answers: Answers) -> Gallery:
     pictures = unless_gap("There are no images and no heat maps", lambda: _read_pictures(folder, answers))
     maps = unless_gap("There are no heat maps", lambda: _read_maps(folder, pictures)) if pictures else None
     if answers.probabilities is None:
-        notes.append(f"Probabilities are not shown: {missing(folder, folder.probabilities)}")
+        why = without_probabilities or missing(folder, folder.probabilities)
+        notes.append(f"Probabilities are not shown: {why}")
     errors = unless_gap("Likely label errors are not marked", lambda: gather_label_errors(folder, answers))
     indices = pictures.indices if pictures else _worst_and_best(answers)
     return Gallery(

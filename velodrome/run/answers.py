@@ -43,13 +43,16 @@ class Answers:
         return np.flatnonzero(self.labels != self.predictions)
 
 
-def read_answers(folder: RunFolder, classes: object = None) -> Answers | None:
+def read_answers(
+    folder: RunFolder, classes: object = None, *, with_probabilities: bool = True
+) -> Answers | None:
     """The answers of a run, None where it has none yet.
 
     Args:
         folder: of the run.
         classes: list of the class names in the order of the probabilities, as in result.json; without it,
             or where it lacks some, names follow in the order of the alphabet.
+        with_probabilities: read probabilities.npy too.
 
     Raises:
         RunError: predictions.csv or probabilities.npy is damaged, or they do not belong together.
@@ -67,7 +70,7 @@ def read_answers(folder: RunFolder, classes: object = None) -> Answers | None:
         labels=np.array([number[row["label"]] for row in rows], np.int64),
         predictions=np.array([number[row["prediction"]] for row in rows], np.int64),
         losses=np.array([float(row["loss"]) for row in rows]),
-        probabilities=_read_probabilities(folder, (len(rows), len(names))),
+        probabilities=_read_probabilities(folder, (len(rows), len(names))) if with_probabilities else None,
     )
 
 

@@ -19,7 +19,6 @@ from pages import (
     write_probabilities,
 )
 
-from velodrome.errors import RunError
 from velodrome.reporting.gallery import MOST_MISTAKES, PARTS
 from velodrome.reporting.page import render
 
@@ -173,12 +172,6 @@ def test_without_probabilities_there_are_no_bars(folder):
     assert page.find("option", value="loss")
 
 
-def test_probabilities_of_another_run_are_an_error(folder):
-    write_probabilities(folder, [[0.5, 0.5]])
-    with pytest.raises(RunError, match="velodrome evaluate"):
-        render(folder)
-
-
 def test_numbers_that_are_none_are_said_to_be_none(folder):
     rows = [[np.nan] * 3] * 10
     write_probabilities(folder, rows)
@@ -232,3 +225,14 @@ def test_many_mistakes_make_a_small_page_fast(folder):
     assert len(data["index"]) == MOST_MISTAKES
     assert data["mistakes"] == count
     assert len(html) < 900_000  # without the images
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", np.zeros((2, 2), np.float16)], ids=range(3))
+def test_damaged_probabilities_are_said(folder, content):
+    if isinstance(content, bytes):
+        folder.probabilities.write_bytes(content)
+    else:
+        np.save(folder.probabilities, content)
+    page = Page(render(folder))
+    assert "Probabilities are not shown: probabilities.npy " in page.text
+    assert str(folder.path) not in page.text
