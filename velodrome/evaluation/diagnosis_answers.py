@@ -187,6 +187,7 @@ def label_noise(evidence: Evidence) -> Finding | None:
     is_noise = doubted >= DOUBTED_MISTAKES * wrong and doubted >= DOUBTED_IMAGES * n
     severity: Severity = "problem" if doubted >= MANY * n else "warning"
     title = "Many labels are likely wrong" if is_noise else "Some labels are worth a look"
+    which = "all" if doubted == len(errors) else f"{doubted:,}"
     more = (
         "The training images are likely to have such labels too."
         if is_noise
@@ -197,12 +198,12 @@ def label_noise(evidence: Evidence) -> Finding | None:
         severity if is_noise else "note",
         title,
         f"Test images that look like another class than their label's: {len(errors):,} of {n:,} "
-        f"({percent(len(errors) / n)}). In {doubted:,} of them the other class is more than "
+        f"({percent(len(errors) / n)}). In {which} of them the other class is more than "
         f"{points(SURE_MARGIN)} points of probability ahead, which makes {doubted / wrong:.0%} of all "
         f"mistakes (rule for many wrong labels: at least {DOUBTED_MISTAKES:.0%} of the mistakes and "
         f"{DOUBTED_IMAGES:.0%} of the images).",
         f"Look at the first rows of label_errors.csv, which are the most suspicious. {more} Its column "
-        "`label` is there to be corrected.",
+        "label is there to be corrected.",
         {"label_errors": len(errors), "images": n, "doubted": doubted, "mistakes": wrong},
     )
 

@@ -31,7 +31,7 @@
   const views = {
     mistakes: { images: all.filter(isWrong), one: "mistake", many: "mistakes", sort: "loss", total: data.mistakes },
     worst: { images: worstOfEachClass(3), one: "mistake", many: "worst of each class", sort: "class" },
-    errors: { images: all.filter((at) => suggested(at) !== undefined), one: "likely label error", many: "likely label errors", sort: "loss", total: Object.keys(data.suggested).length },
+    errors: { images: all.filter((at) => suggested(at) !== undefined), one: "label to check", many: "labels to check", sort: "loss", total: Object.keys(data.suggested).length },
     best: { images: all.filter((at) => !isWrong(at)), one: "right answer", many: "right answers", sort: "class" },
   };
 
@@ -137,7 +137,7 @@
     const parts = [];
     if (suggested(at) !== undefined) {
       const mark = make("p", { class: "mark" });
-      mark.append(make("span", { class: "flag", "aria-hidden": "true" }), "Likely label error: rather ", name(suggested(at)));
+      mark.append(make("span", { class: "flag", "aria-hidden": "true" }), "Check the label: rather ", name(suggested(at)));
       parts.push(mark);
     }
     if (data.top) parts.push(bars(at));
@@ -209,7 +209,10 @@
     const context = canvas.getContext("2d");
     context.globalAlpha = 1;
     context.imageSmoothingEnabled = false;
+    // Under a map the image is grey, so that none of its colours can be taken for the map's.
+    context.filter = which < 0 ? "none" : "grayscale(1) brightness(0.85)";
     context.drawImage(sprite, at % columns * width, Math.floor(at / columns) * height, width, height, 0, 0, canvas.width, canvas.height);
+    context.filter = "none";
     const values = which < 0 ? [] : map(at, which);
     if (!values.some(Boolean)) return;
     context.imageSmoothingEnabled = true;
