@@ -87,6 +87,19 @@ def test_evaluating_again_gives_the_same_files(run: vd.Run) -> None:
         assert (run.folder.gallery / name).read_bytes() == before[name], name
 
 
+def test_the_page_is_made_without_torch(run: vd.Run) -> None:
+    before = run.folder.report.read_bytes()
+    run.folder.report.unlink()
+    code = f"""
+import sys
+sys.modules["torch"] = None  # to import it is an error from here on
+from velodrome.cli import main
+sys.exit(main(["report", {str(run.path)!r}]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert len(run.folder.report.read_bytes()) == len(before)
+
+
 def test_json_is_evaluation_json(run: vd.Run) -> None:
     done = command("evaluate", str(run.path), "--json", "--quiet", "--layer", "layer3", cwd=run.path)
     assert (done.returncode, done.stderr) == (0, "")

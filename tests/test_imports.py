@@ -27,7 +27,8 @@ ALLOWED = {
     "training": STAGES,
     "evaluation": STAGES,
     "reporting": {"run.folder", "run.answers", "errors"},
-    "job": {"reporting", "training", "evaluation"} | STAGES,
+    "reports": {"reporting", "evaluation.diagnosis", "run.folder", "errors"},
+    "job": {"reports", "training", "evaluation"} | STAGES,
     "resumption": {"job"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,
     "lr_search": {"job", "lr_finding", "training"} | STAGES,
@@ -44,16 +45,16 @@ ALLOWED = {
         "resumption",
         "lr_search",
         "lr_finding",
-        "reporting",
+        "reports",
         "training",
         "evaluation",
         "recipes",
     }
     | STAGES,
     "flags": {"recipes"} | BASE,
-    "cli": {"session", "runs", "recipes", "flags"} | BASE,
+    "cli": {"session", "reports", "runs", "recipes", "flags"} | BASE,
     "__main__": {"cli"},
-    "__init__": {"session", "runs", "lr_search", "lr_finding", "recipes", "models"} | BASE,
+    "__init__": {"session", "reports", "runs", "lr_search", "lr_finding", "recipes", "models"} | BASE,
 }
 
 
@@ -92,7 +93,7 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["velodrome", "velodrome.cli", "velodrome.reporting.page", "velodrome.run.folder"]
+    "module", ["velodrome", "velodrome.cli", "velodrome.reports", "velodrome.run.folder"]
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from velodrome.lr_finding import LRFinding as LRFinding
     from velodrome.lr_search import search_module as lr_range_test
     from velodrome.models.summary import summarize as summary
+    from velodrome.reports import report as report
     from velodrome.runs import Run as Run
     from velodrome.runs import load as load
     from velodrome.session import evaluate as evaluate
     from velodrome.session import lr_find as lr_find
     from velodrome.session import predict as predict
     from velodrome.session import preview as preview
-    from velodrome.session import report as report
     from velodrome.session import resume as resume
     from velodrome.session import train as train
 
@@ -46,7 +46,7 @@ _HOMES = {
     "lr_find": ("velodrome.session", "lr_find"),
     "predict": ("velodrome.session", "predict"),
     "preview": ("velodrome.session", "preview"),
-    "report": ("velodrome.session", "report"),
+    "report": ("velodrome.reports", "report"),
     "resume": ("velodrome.session", "resume"),
     "train": ("velodrome.session", "train"),
 }

@@ -209,9 +209,9 @@ def _tell_result(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from velodrome import session
+    from velodrome import reports
 
-    path = session.report(arguments.path, arguments.output)
+    path = reports.report(arguments.path, arguments.output)
     sys.stdout.write(f"{path}\n")
 
 

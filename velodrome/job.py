@@ -34,7 +34,6 @@ from velodrome.errors import (
     RunError,
     TrainingError,
 )
-from velodrome.evaluation.diagnosis import write_diagnosis
 from velodrome.evaluation.gallery import write_samples
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
@@ -50,7 +49,7 @@ from velodrome.events import (
 )
 from velodrome.models.build import build_model
 from velodrome.models.summary import summarize
-from velodrome.reporting.page import write_report
+from velodrome.reports import show
 from velodrome.run.checkpoint import save_checkpoint, save_weights
 from velodrome.run.environment import bits_depend_on, describe_environment
 from velodrome.run.folder import RunFolder, write_atomically, write_json
@@ -216,20 +215,6 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
             raise
         except KeyboardInterrupt as error:  # the second Ctrl-C
             raise _interrupted(folder, "Stopped at once; the last checkpoint is kept.") from error
-
-
-def show(folder: RunFolder, *, live: bool = False) -> None:
-    """Write the diagnosis and the page of a run as it stands.
-
-    Args:
-        folder: of the run.
-        live: training is going on, so the page is to reload itself.
-
-    Raises:
-        RunError: they cannot be written, or a file of the run is damaged.
-    """
-    write_diagnosis(folder, live=live)
-    write_report(folder, live=live)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,18 +22,17 @@ from velodrome.device import (
 )
 from velodrome.errors import EXIT_PARTLY, RunError, TrainingError
 from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
-from velodrome.evaluation.diagnosis import write_diagnosis
 from velodrome.evaluation.gallery import augmented_batch
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.explaining import Preview
-from velodrome.job import carry_on, describe, prepare, resolve, show
+from velodrome.job import carry_on, describe, prepare, resolve
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import resnet9
-from velodrome.reporting.page import write_report
+from velodrome.reports import show
 from velodrome.resumption import restore
 from velodrome.run.checkpoint import KEEP, load_weights
 from velodrome.run.environment import describe_environment
@@ -181,7 +179,7 @@ def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
     if progress:
         sys.stderr.write(f"{folder.path} has finished already; nothing is left to do.\n")
     if not folder.report.exists():
-        write_report(folder)
+        show(folder)
     return Run(folder)
 
 
@@ -254,20 +252,6 @@ def predict(
     paths = [Path(image) for image in images]
     place = None if explain is None else Path(explain)
     return predict_files(load(_folder_of(run).path), paths, top=top, explain=place, layer=layer)
-
-
-def report(path: Path | str, output: Path | None = None) -> Path:
-    """Write the page of a run from its folder alone, and its diagnosis; returns where the page is.
-
-    Raises:
-        RunError: there is no such run, or the page cannot be written.
-    """
-    folder = open_run(Path(path))
-    with contextlib.suppress(
-        RunError
-    ):  # of a run that may only be read, the page shows the diagnosis there is
-        write_diagnosis(folder)
-    return write_report(folder, output)
 
 
 def _folder_of(run: Run | Path | str) -> RunFolder:

@@ -44,7 +44,7 @@ class Example:
         labels: (N,) the true classes, as numbers.
         predictions: (N,) the predicted ones.
         probabilities: (N, K) float16.
-        losses: (N,) to four decimals, no two the same.
+        losses: (N,) to four decimals.
         paths: N texts.
         shown: the images of the gallery in the order of the sprite, as rows of the arrays above.
         images: (len(shown), H, W, 3) uint8.
@@ -98,8 +98,7 @@ def write_example(path, *, classes=CLASSES, paths=None, right=180, wrong=60, mos
     folder = write_run(path, classes=classes)
     labels, predictions, probabilities = _answers(rng, len(classes), right, wrong)
     true = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(float)
-    # All losses differ, so that there is one right order.
-    losses = np.round(-np.log(true) + 1e-4 * rng.permutation(len(labels)), 4)
+    losses = np.round(-np.log(true), 4)
     paths = [paths[i % len(paths)] for i in range(len(labels))] if paths else _paths(len(labels))
     mistakes = [i for i in np.argsort(-losses).tolist() if labels[i] != predictions[i]][:most]
     best = np.argsort(losses).tolist()
