@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 import velodrome as vd
+from velodrome.cli import main
 from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning
 from velodrome.run.answers import read_answers
 from velodrome.run.folder import RunFolder
@@ -24,10 +27,28 @@ PICTURES = (
 )
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "velodrome", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
+@dataclass(frozen=True)
+class Done:
+    """What a command left on its streams."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process."""
+
+    def run_command(*words: object) -> Done:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Done(code, *capsys.readouterr())
+
+    return run_command
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +92,14 @@ def test_evaluation_agrees_with_the_result(trained: vd.Run) -> None:
     assert len(answers.wrong) == round(150 * (1 - evaluation["accuracy"]))
 
 
-def test_evaluating_again_gives_the_same_files(run: vd.Run) -> None:
+def test_evaluating_again_gives_the_same_files(command: Command, run: vd.Run) -> None:
     before = {name: (run.path / name).read_bytes() for name in OWN_FILES}
     before |= {name: (run.folder.gallery / name).read_bytes() for name in PICTURES}
     for name in OWN_FILES:
         (run.path / name).unlink()
     for name in PICTURES:
         (run.folder.gallery / name).unlink()
-    done = command("evaluate", str(run.path), "--device", "cpu", cwd=run.path)
+    done = command("evaluate", str(run.path), "--device", "cpu")
     assert (done.returncode, done.stderr) == (0, f"Evaluating {run.path} on shapes ...\n")
     assert f"{run.result['test_accuracy']:.2%}" in done.stdout
     for name in OWN_FILES:
@@ -100,8 +121,8 @@ sys.exit(main(["report", {str(run.path)!r}]))
     assert run.folder.report.read_bytes() == before
 
 
-def test_json_is_evaluation_json(run: vd.Run) -> None:
-    done = command("evaluate", str(run.path), "--json", "--quiet", "--layer", "layer3", cwd=run.path)
+def test_json_is_evaluation_json(command: Command, run: vd.Run) -> None:
+    done = command("evaluate", str(run.path), "--json", "--quiet", "--layer", "layer3")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == run.evaluation
     about = json.loads(run.folder.mistakes.read_text())
@@ -157,21 +178,23 @@ def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     assert vd.evaluate(run, data=photos, progress=False).path == found.path
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(run: vd.Run, photos: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(
+    command: Command, run: vd.Run, photos: Path
+) -> None:
     next(photos.glob("*")).joinpath("broken.png").write_bytes(b"\x89PNG")
-    done = command("evaluate", str(run.path), "--data", str(photos), "--quiet", cwd=run.path)
+    done = command("evaluate", str(run.path), "--data", str(photos), "--quiet")
     assert done.returncode == 1
     assert "broken.png cannot be read: " in done.stderr
     assert "1 of 31 files cannot be read." in done.stderr
     assert "accuracy" in done.stdout
 
 
-def test_data_of_other_classes_are_refused(run: vd.Run, photos: Path) -> None:
+def test_data_of_other_classes_are_refused(command: Command, run: vd.Run, photos: Path) -> None:
     (photos / "zebra").mkdir()
     with pytest.raises(DataError, match="the folder 'zebra', but the model knows no such class"):
         vd.evaluate(run, data=photos, progress=False)
     assert not run.folder.evaluations.exists()
-    done = command("evaluate", str(run.path), "--data", "nowhere", cwd=run.path)
+    done = command("evaluate", str(run.path), "--data", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Data nowhere is neither a data set nor a folder." in done.stderr
 
@@ -229,9 +252,9 @@ def test_a_run_that_was_not_evaluated_says_so(run: vd.Run) -> None:
         run.mistakes()
 
 
-def test_predict_answers_as_the_run_did(run: vd.Run, photos: Path) -> None:
+def test_predict_answers_as_the_run_did(command: Command, run: vd.Run, photos: Path) -> None:
     (photos / "notes.png").write_text("no image")
-    done = command("predict", str(run.path), str(photos), "--json", "--top", "2", cwd=run.path)
+    done = command("predict", str(run.path), str(photos), "--json", "--top", "2")
     assert done.returncode == 1
     assert "notes.png" in done.stderr
     assert "1 of 31 could not be answered." in done.stderr
@@ -244,9 +267,11 @@ def test_predict_answers_as_the_run_did(run: vd.Run, photos: Path) -> None:
         assert found["top"][0]["class"] == answers.classes[answers.predictions[index]]
 
 
-def test_predict_as_a_table_and_with_pictures(run: vd.Run, photos: Path, tmp_path: Path) -> None:
+def test_predict_as_a_table_and_with_pictures(
+    command: Command, run: vd.Run, photos: Path, tmp_path: Path
+) -> None:
     file = next(photos.glob("*/*.png"))
-    done = command("predict", str(run.path), str(file), "--explain", str(tmp_path / "maps"), cwd=run.path)
+    done = command("predict", str(run.path), str(file), "--explain", str(tmp_path / "maps"))
     assert (done.returncode, done.stderr) == (0, "")
     assert file.name in done.stdout
     assert "%" in done.stdout
@@ -262,11 +287,20 @@ def test_predict_as_a_table_and_with_pictures(run: vd.Run, photos: Path, tmp_pat
         (["--explain", "out", "--layer", "layer8"], "layer is 'layer8', but the network has no such stage."),
     ],
 )
-def test_predict_names_what_is_wrong(run: vd.Run, photos: Path, words: list[str], problem: str) -> None:
-    done = command("predict", str(run.path), str(photos), *words, cwd=run.path)
+def test_predict_names_what_is_wrong(
+    command: Command,
+    run: vd.Run,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command("predict", str(run.path), str(photos), *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr
-    assert not (run.path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_that_the_terminal_lacks_signs_for_are_escaped(run: vd.Run, photos: Path) -> None:

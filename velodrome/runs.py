@@ -41,6 +41,7 @@ class Run:
 
     def __init__(self, folder: RunFolder | Path | str) -> None:
         self.folder = folder if isinstance(folder, RunFolder) else open_run(Path(folder))
+        self._test_images: ImageSet | None = None
 
     @property
     def path(self) -> Path:
@@ -72,13 +73,15 @@ class Run:
         return load(self.path)
 
     def test_images(self) -> ImageSet:
-        """The images that the run was tested on, in the order of its answers.
+        """The images that the run was tested on, in the order of its answers; read once.
 
         Raises:
             DataError: they are no longer where the run found them.
         """
-        config = read_config(self.folder)
-        return load_splits(config.data, config.run.seed).test
+        if self._test_images is None:
+            config = read_config(self.folder)
+            self._test_images = load_splits(config.data, config.run.seed).test
+        return self._test_images
 
     def answers(self) -> Answers:
         """The answer for every test image.

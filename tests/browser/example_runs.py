@@ -103,8 +103,8 @@ def write_example(path, *, classes=CLASSES, paths=None, right=180, wrong=60, mos
     mistakes = [i for i in np.argsort(-losses).tolist() if labels[i] != predictions[i]][:most]
     best = np.argsort(losses).tolist()
     shown = [*mistakes, *(i for k in range(len(classes)) for i in _best(best, labels, predictions, k))]
-    # Every seventh mistake, and one image that is not in the gallery.
-    suggested = {i: int(predictions[i]) for i in mistakes[3:60:7]}
+    # Some mistakes, and one image that is not in the gallery.
+    suggested = {i: int(predictions[i]) for i in mistakes[3:40:5]}
     unseen = next(i for i in reversed(best) if i not in shown)
     suggested[unseen] = int((labels[unseen] + 1) % len(classes))
     example = Example(
