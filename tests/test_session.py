@@ -17,8 +17,9 @@ import yaml
 
 import velodrome as vd
 from velodrome.errors import ConfigError, RunError, TrainingError
+from velodrome.reports import show
 from velodrome.run.checkpoint import save_weights
-from velodrome.run.folder import HISTORY_COLUMNS
+from velodrome.run.folder import HISTORY_COLUMNS, RunFolder
 
 SMALL = {
     "limit_train": 200,
@@ -301,3 +302,37 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     run.folder.model.write_bytes(b"cut off")
     with pytest.raises(RunError, match="cannot be read"):
         vd.load(run)
+
+
+def test_the_page_follows_the_run_and_stands_still_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+
+    def note(folder: RunFolder, *, live: bool = False) -> None:
+        show(folder, live=live)
+        pages.append((live, len(folder.read_history()), "location.reload" in folder.report.read_text()))
+
+    monkeypatch.setattr("velodrome.job.show", note)
+    monkeypatch.setattr("velodrome.job.PAGE_S", 0.0)
+    vd.train(small(tmp_path), progress=False)
+    assert pages == [(True, 0, True), (True, 1, True), (True, 2, True), (False, 2, False)]
+
+
+def test_after_a_stop_the_page_says_why(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError):
+        vd.train(small(tmp_path, lr=1e30), progress=False)
+    page = (tmp_path / "runs" / "quick-1" / "report.html").read_text()
+    assert "not finite" in page
+    assert "location.reload" not in page
+
+
+def test_a_preview_shows_what_a_recipe_would_train_on(tmp_path: Path) -> None:
+    found = vd.preview(small(tmp_path))
+    assert "200 training and 60 test images, 10 classes" in repr(found)
+    assert f"{found.summary.totals.params:,} parameters" in repr(found)
+    assert len(found.augmented_u8) == len(found.augmented_labels) == 40
+    assert "<table" in found._repr_html_()
+    assert len(found.plot_samples().axes) == 100
+    assert len(found.plot_augmented().axes) == 40
+    assert not (tmp_path / "runs").exists()
