@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from PIL import Image
 import velodrome as vd
 from velodrome.cli import main
 from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning
+from velodrome.reports import show
 from velodrome.run.answers import read_answers
 from velodrome.run.folder import RunFolder
+from velodrome.run.lock import locked
 
 OWN_FILES = ("predictions.csv", "probabilities.npy", "evaluation.json", "label_errors.csv", "diagnosis.json")
 PICTURES = (
@@ -148,6 +151,68 @@ def test_corrected_labels_are_never_written_over(run: vd.Run) -> None:
     assert run.folder.label_errors.read_text() == corrected
 
 
+def test_columns_and_broken_files_of_others_are_left_alone_too(run: vd.Run) -> None:
+    for text in ("index,path,label,note\n3,a.png,disc,mine\n", "\ufeff", "\0"):
+        run.folder.label_errors.write_text(text)
+        with pytest.warns(VelodromeWarning, match=r"label_errors\.csv holds corrected labels"):
+            vd.evaluate(run, progress=False)
+        assert run.folder.label_errors.read_text() == text
+
+
+def test_a_run_that_has_not_finished_is_not_evaluated(command: Command, run: vd.Run) -> None:
+    run.folder.result.unlink()
+    done = command("evaluate", run.path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "has not finished, so there is nothing to evaluate yet. Go on with: velodrome resume" in done.stderr
+    )
+
+
+def test_a_run_that_goes_on_has_no_answers_from_before(run: vd.Run) -> None:
+    (run.folder.gallery / ".maps.npy.12345678.tmp").write_bytes(b"torn")
+    run.folder.open_again()
+    page = vd.report(run.path).read_text()
+    assert "There are no predictions yet" in page
+    assert run.result == run.evaluation == {}
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def gallery_of(page: Path) -> dict[str, object]:
+    found = re.search(r'id="gallery-data">(.*?)</script>', page.read_text())
+    return json.loads(found[1])
+
+
+def test_probabilities_keep_their_classes_without_the_result(run: vd.Run) -> None:
+    names = ["ring", "arrow", "square"]  # not in the order of the alphabet
+    run.folder.predictions.write_text(
+        "index,path,label,prediction,probability,loss\n0,a.png,ring,square,0.7,2.3\n"
+    )
+    np.save(run.folder.probabilities, np.array([[0.1, 0.2, 0.7]], np.float16))
+    for path in (run.folder.evaluation, run.folder.result):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "classes": names}))
+    complete = gallery_of(vd.report(run.path))
+    assert [names[ranked[0]] for ranked in complete["top"]] == ["square", "arrow", "ring"]
+    run.folder.result.unlink()
+    assert gallery_of(vd.report(run.path))["top"] == complete["top"]
+    run.folder.evaluation.unlink()  # whose probabilities they are is not known any more
+    assert gallery_of(vd.report(run.path))["top"] is None
+
+
+def test_a_page_that_is_made_during_training_reloads_itself(run: vd.Run) -> None:
+    with locked(run.folder):
+        assert "location.reload" not in vd.report(run.path).read_text()
+        run.folder.result.unlink()
+        assert "location.reload" in vd.report(run.path).read_text()
+    assert "location.reload" not in vd.report(run.path).read_text()
+
+
+def test_resume_of_a_finished_run_mends_its_page(run: vd.Run) -> None:
+    show(run.folder, live=True)  # as a kill right after result.json leaves it
+    vd.resume(run.path, progress=False)
+    assert "location.reload" not in run.folder.report.read_text()
+
+
 def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     before = run.folder.predictions.read_bytes()
     found = vd.evaluate(run, data=photos, progress=False)
@@ -176,6 +241,8 @@ def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     assert found.path.parent == run.folder.evaluations
     assert run.folder.predictions.read_bytes() == before
     assert vd.evaluate(run, data=photos, progress=False).path == found.path
+    assert "On other data" in run.folder.report.read_text()
+    assert len(found.table().splitlines()) == 11
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(
@@ -187,6 +254,8 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(
     assert "broken.png cannot be read: " in done.stderr
     assert "1 of 31 files cannot be read." in done.stderr
     assert "accuracy" in done.stdout
+    as_json = command("evaluate", str(run.path), "--data", str(photos), "--quiet", "--json")
+    assert [Path(file["path"]).name for file in json.loads(as_json.stdout)["failed"]] == ["broken.png"]
 
 
 def test_data_of_other_classes_are_refused(command: Command, run: vd.Run, photos: Path) -> None:
@@ -200,8 +269,6 @@ def test_data_of_other_classes_are_refused(command: Command, run: vd.Run, photos
 
 
 def test_a_run_in_use_is_left_alone(run: vd.Run) -> None:
-    from velodrome.run.lock import locked
-
     with locked(run.folder), pytest.raises(RunError, match="in use by another process"):
         vd.evaluate(run.path, progress=False)
 
@@ -215,6 +282,9 @@ def test_mistakes_come_with_their_images(trained: vd.Run) -> None:
     assert first.label == test.classes[test.labels[first.index]] != first.prediction
     same = trained.mistakes("confidence", label=first.label, prediction=first.prediction, n=2)
     assert {(row.label, row.prediction) for row in same} == {(first.label, first.prediction)}
+    assert trained.confused_pairs()[0].images == max(pair.images for pair in trained.confused_pairs())
+    with pytest.raises(ConfigError, match="n is -1, but must be at least 0"):
+        trained.mistakes(n=-1)
     with pytest.raises(ConfigError, match="'sphere' is not a class"):
         trained.mistakes(label="sphere")
 
@@ -240,8 +310,13 @@ def test_gradcam_of_any_images_and_classes(trained: vd.Run) -> None:
     assert [names[0] for names in maps.classes] == [name for name, _ in trained.model().predict(images)]
     chosen = trained.gradcam([5, 2], classes=["ring"])
     assert chosen.classes == (("ring",), ("ring",))
-    with pytest.raises(ConfigError, match="Images 5 to 150 were asked for"):
+    with pytest.raises(ConfigError, match="Image 150 was asked for, but test images are numbered 0 to 149"):
         trained.gradcam([5, 150])
+    first = trained.mistakes(n=1)[0]
+    one = trained.gradcam(first, classes="ring")
+    assert one.classes == (("ring",),)
+    assert np.array_equal(one.maps, trained.gradcam([first.index], classes=["ring"]).maps)
+    assert np.array_equal(trained.gradcam(images[0]).maps, trained.gradcam(images[:1]).maps)
     with pytest.raises(ConfigError, match=r"There is no class 'rings'\. Did you mean ring"):
         trained.gradcam([1], classes=["rings"])
 
@@ -267,6 +342,13 @@ def test_predict_answers_as_the_run_did(command: Command, run: vd.Run, photos: P
         assert found["top"][0]["class"] == answers.classes[answers.predictions[index]]
 
 
+def test_predict_takes_one_path_or_many(run: vd.Run, photos: Path) -> None:
+    file = next(photos.glob("*/*.png"))
+    one = vd.predict(run, str(file))
+    assert one.to_dict() == vd.predict(run, file).to_dict() == vd.predict(run, [file]).to_dict()
+    assert len(one.predictions) == 1
+
+
 def test_predict_as_a_table_and_with_pictures(
     command: Command, run: vd.Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +366,8 @@ def test_predict_as_a_table_and_with_pictures(
     ("words", "problem"),
     [
         (["--top", "0"], "--top is '0', but must be a whole number at least 1."),
+        (["--layer", "layer3"], "--layer is for the pictures of --explain."),
+        (["--explain", "out", "--layer", "fc"], "layer is 'fc', whose output is"),
         (["--explain", "out", "--layer", "layer8"], "layer is 'layer8', but the network has no such stage."),
     ],
 )

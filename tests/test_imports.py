@@ -27,7 +27,7 @@ ALLOWED = {
     "training": STAGES,
     "evaluation": STAGES,
     "reporting": {"run.folder", "run.answers", "errors"},
-    "reports": {"reporting", "evaluation.diagnosis", "run.folder", "errors"},
+    "reports": {"reporting", "evaluation.diagnosis", "run.folder", "run.lock", "errors"},
     "job": {"reports", "training", "evaluation"} | STAGES,
     "resumption": {"job"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import velodrome as vd
-from velodrome.errors import ConfigError, RunError, TrainingError
+from velodrome.errors import ConfigError, RunError, TrainingError, VelodromeWarning
 from velodrome.reports import show
 from velodrome.run.checkpoint import save_weights
 from velodrome.run.folder import HISTORY_COLUMNS, RunFolder
@@ -336,3 +336,31 @@ def test_a_preview_shows_what_a_recipe_would_train_on(tmp_path: Path) -> None:
     assert len(found.plot_samples().axes) == 100
     assert len(found.plot_augmented().axes) == 40
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_page_that_cannot_be_made_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_while_live(folder: RunFolder, *, live: bool = False) -> None:
+        if live:
+            raise ValueError("a template is wrong")
+        show(folder)
+
+    monkeypatch.setattr("velodrome.job.show", fail_while_live)
+    with pytest.warns(VelodromeWarning, match="There is no page of the run yet: a template is wrong"):
+        run = vd.train(small(tmp_path), progress=False)
+    assert run.result["epochs"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_output_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "velodrome", "summary"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "what it printed cannot be written: No space left on device." in done.stderr

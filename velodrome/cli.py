@@ -23,6 +23,7 @@ from velodrome.config import Config, check, override, read_yaml, search_section,
 from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_PARTLY,
     ConfigError,
     PartlyError,
     RunError,
@@ -52,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", VelodromeWarning)
             warnings.showwarning = _show_warning
             _COMMANDS[arguments.command](arguments)
-        sys.stdout.flush()
-        return EXIT_DONE
+        return _flushed()
     except VelodromeError as error:
         _say(f"velodrome: {error}")
         return error.exit_code
@@ -68,6 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         _say(f"velodrome {velodrome.__version__}: this is our fault, not yours. Please report it.")
         return EXIT_OUR_FAULT
+
+
+def _flushed() -> int:
+    """Bring what was printed to where it goes; returns the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = _nowhere()
+        _say(f"velodrome: what it printed cannot be written: {error.strerror}.")
+        return EXIT_PARTLY
+    return EXIT_DONE
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -146,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _print_json(found.to_dict())
     else:
         _print_table(dict(found.rows()))
-        sys.stdout.write(f"\nEverything is in {found.path}\n")
+        sys.stdout.write(f"\n{found.table()}\n\nEverything is in {found.path}\n")
     if found.failed:
         problem = (
             f"{len(found.failed):,} of {len(found.failed) + found.figures.images:,} files cannot be read."
@@ -156,6 +169,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     top = _whole_number("--top", arguments.top)
+    if arguments.layer and not arguments.explain:
+        raise ConfigError("--layer is for the pictures of --explain.", "Add --explain DIR, or leave it out.")
     from velodrome import session
 
     found = session.predict(

@@ -7,6 +7,7 @@ prints `str(error)` as one line and exits with `exit_code`; nobody sees a traceb
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -89,3 +90,13 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     choices = list(candidates)
     close = nearest(word, choices)
     return f"Did you mean {close}?" if close else f"Choose from: {', '.join(choices)}."
+
+
+def visible(text: str) -> str:
+    """The text on one line; what would not be seen, or would rule the terminal, is escaped as in Python."""
+    return "".join(
+        char
+        if char.isprintable() or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )

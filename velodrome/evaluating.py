@@ -13,23 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 
 from velodrome.config import Config, override
-from velodrome.data.image_files import Failure, visible
+from velodrome.data.image_files import Failure
 from velodrome.data.imageset import ImageSet
 from velodrome.data.labelled_folder import read_labelled_folder
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits
 from velodrome.device import pick_device, pick_precision
-from velodrome.errors import DataError, VelodromeWarning, did_you_mean
-from velodrome.evaluation.gallery import maps_of, write_samples
-from velodrome.evaluation.gradcam import DEFAULT_LAYER
+from velodrome.errors import DataError, VelodromeWarning, did_you_mean, visible
+from velodrome.evaluation.gallery import write_samples
+from velodrome.evaluation.gradcam import DEFAULT_LAYER, check_stage
 from velodrome.evaluation.metrics import Evaluation
 from velodrome.evaluation.predict import Classifier
 from velodrome.evaluation.results import Baseline, Trained, write_results
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder, writing
 
+# A longer table cannot be taken in.
+MOST_CLASSES_PRINTED = 40
 NAMED = ("cifar10", "cifar100", "shapes")
 
 
@@ -68,6 +71,21 @@ class Assessment:
             moved = f"{100 * change:+.2f} points (95% CI {100 * low:+.2f} to {100 * high:+.2f})"
             rows.insert(1, ("change from the run's own test images", moved))
         return rows
+
+    def table(self) -> str:
+        """The figures of each class as a table for a terminal; of very many classes, where to find them."""
+        if len(self.figures.classes) > MOST_CLASSES_PRINTED:
+            return f"The figures of each of the {len(self.figures.classes)} classes are in evaluation.json."
+        rows = [["class", "images", "precision", "recall", "F1"]]
+        for one in self.figures.per_class:
+            shares = (one.precision, one.recall, one.f1)
+            texts = ["-" if share is None else f"{share:.2%}" for share in shares]
+            rows.append([visible(one.name), f"{one.images:,}", *texts])
+        width = max(cell_len(name) for name, *_ in rows)
+        return "\n".join(
+            name + " " * (width - cell_len(name)) + "".join(f"{number:>11}" for number in numbers)
+            for name, *numbers in rows
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -113,7 +131,7 @@ def evaluate_own(
     """
     splits = load_splits(config.data, config.run.seed)
     test = _as_known(splits.test, classifier.classes, config.data.data)
-    _check_layer(trained, test, layer)
+    check_stage(trained.network, classifier.image_size, layer)
     batch_size, seed = config.train.batch_size, config.run.seed
     loader = Loader(splits.train, trained.normalisation, config.augment, batch_size, seed, trained.device)
     write_samples(folder, splits.train, loader)
@@ -149,7 +167,9 @@ def evaluate_other(
     with writing(place.path):
         place.path.mkdir(parents=True, exist_ok=True)
     shown = os.fsencode(data).decode("utf-8", "replace")
-    figures = write_results(place, trained, images, data=shown, train=None, baseline=baseline, layer=None)
+    figures = write_results(
+        place, trained, images, data=shown, train=None, baseline=baseline, layer=None, failed=failed
+    )
     return Assessment(figures, place.path, baseline.change(figures) if baseline else None, tuple(failed))
 
 
@@ -180,19 +200,6 @@ def _as_known(images: ImageSet, classes: tuple[str, ...], data: str) -> ImageSet
         )
     numbers = np.array([classes.index(name) for name in images.classes])
     return replace(images, labels=numbers[images.labels], classes=classes)
-
-
-def _check_layer(trained: Trained, images: ImageSet, layer: str) -> None:
-    """Check, before anything is written, that there are maps of this stage."""
-    maps_of(
-        trained.network,
-        images.images_u8[:1],
-        images.labels[:1, None],
-        trained.normalisation,
-        device=trained.device,
-        precision=trained.precision,
-        layer=layer,
-    )
 
 
 def _folder_name(data: str) -> str:

@@ -144,7 +144,11 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
     _add_layer(parser)
     _add_output_flags(parser)
     _add_settings(parser, "data", only=("data_root",))
-    _add_settings(parser, "run", only=("device", "precision"))
+    _add_settings(parser, "run", only=("device",))
+    precision = "auto, fp32, bf16 or fp16; else that of the run"
+    parser.add_argument(
+        "--precision", dest="set_precision", metavar="NAME", default=argparse.SUPPRESS, help=precision
+    )
     return typing.cast(argparse.ArgumentParser, parser)
 
 
@@ -164,7 +168,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
 
 def _add_layer(parser: argparse.ArgumentParser) -> None:
     words = "stage of the network whose Grad-CAM maps to show (default: layer2)"
-    parser.add_argument("--layer", default="layer2", metavar="NAME", help=words)
+    parser.add_argument("--layer", metavar="NAME", help=words)
 
 
 def _add_report(commands: Any) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,7 @@ from velodrome.errors import (
     InterruptedRunError,
     RunError,
     TrainingError,
+    VelodromeWarning,
 )
 from velodrome.evaluation.gallery import write_samples
 from velodrome.evaluation.metrics import accuracy, mean_loss
@@ -200,7 +202,7 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
         try:
             with _listening(folder, job, progress=progress) as tell:
                 tell(_started(folder, job))
-                show(folder, live=True)
+                _show_live(folder)
                 # Dropout draws from the global generators; the caller gets them back as they were.
                 with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
                     _train(folder, job, tell, stop)
@@ -215,6 +217,14 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
             raise
         except KeyboardInterrupt as error:  # the second Ctrl-C
             raise _interrupted(folder, "Stopped at once; the last checkpoint is kept.") from error
+
+
+def _show_live(folder: RunFolder) -> None:
+    """Show the run as it stands. A page that cannot be made is no reason to lose the training."""
+    try:
+        show(folder, live=True)
+    except Exception as error:
+        warnings.warn(f"There is no page of the run yet: {error}", VelodromeWarning, stacklevel=2)
 
 
 @contextlib.contextmanager
@@ -266,7 +276,7 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
                 raise_if_not_finite(state, lr_at)
                 _save(folder, job, tell)
                 if isinstance(event, EpochDone) and page_due.is_due():
-                    show(folder, live=True)
+                    _show_live(folder)
             if stop.signal and state.step < job.total_steps:
                 tell(RunStopped(state.step, signal.Signals(stop.signal).name))
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."

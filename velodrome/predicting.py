@@ -26,11 +26,10 @@ from velodrome.data.image_files import (
     find_images,
     read_image,
     read_views,
-    visible,
 )
 from velodrome.data.imageset import ImageSet, ImagesU8
-from velodrome.errors import ConfigError, RunError
-from velodrome.evaluation.gradcam import DEFAULT_LAYER, find_stage, gradcam
+from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, visible
+from velodrome.evaluation.gradcam import DEFAULT_LAYER, check_stage, gradcam
 from velodrome.evaluation.overlay import PANEL, explain_picture, png
 from velodrome.evaluation.predict import Classifier, logits_of
 from velodrome.run.folder import write_atomically, writing
@@ -146,7 +145,7 @@ def predict_files(
     found = find_images(Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths))
     names = None
     if explain is not None:
-        find_stage(classifier.network, layer)
+        check_stage(classifier.network, classifier.image_size, layer)
         names = _PictureNames(Path(explain), [path for path in found if isinstance(path, Path)])
     predictions: list[Prediction] = []
     failed: list[Failure] = []
@@ -155,8 +154,11 @@ def predict_files(
         read = [_read(item, classifier.image_size, with_views=names is not None) for item in batch]
         failed += [item for item in read if isinstance(item, Failure)]
         images = [item for item in read if isinstance(item, _Image)]
-        if images:
-            predictions += _answer(classifier, images, top, names, layer)
+        try:
+            predictions += _answer(classifier, images, top, names, layer) if images else []
+        except RunError as error:
+            error.exit_code = EXIT_PARTLY if names else error.exit_code  # pictures have been written
+            raise
     return Predictions(tuple(predictions), tuple(failed))
 
 

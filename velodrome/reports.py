@@ -9,18 +9,34 @@ from velodrome.errors import RunError
 from velodrome.evaluation.diagnosis import write_diagnosis
 from velodrome.reporting.page import write_report
 from velodrome.run.folder import RunFolder, open_run
+from velodrome.run.lock import is_locked
 
 
 def report(path: Path | str, output: Path | None = None) -> Path:
     """Write the page of a run from its folder alone, and its diagnosis; returns where the page is.
 
+    While another process trains in the folder, the page is one that reloads itself.
+
     Raises:
         RunError: there is no such run, or the page cannot be written.
     """
     folder = open_run(Path(path))
+    live = is_live(folder)
+    page = _write(folder, output, live=live)
+    if live and not is_live(folder):  # it has come to its end meanwhile
+        page = _write(folder, output, live=False)
+    return page
+
+
+def is_live(folder: RunFolder) -> bool:
+    """Whether a process trains in the folder at this moment."""
+    return not folder.is_finished and is_locked(folder)
+
+
+def _write(folder: RunFolder, output: Path | None, *, live: bool) -> Path:
     with contextlib.suppress(RunError):  # where nothing can be written, the page shows the diagnosis there is
-        write_diagnosis(folder)
-    return write_report(folder, output)
+        write_diagnosis(folder, live=live)
+    return write_report(folder, output, live=live)
 
 
 def show(folder: RunFolder, *, live: bool = False) -> None:

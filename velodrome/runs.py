@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import operator
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from velodrome.data.imageset import ImageSet, ImagesU8, Normalisation
 from velodrome.data.sources import load_splits
 from velodrome.errors import ConfigError, RunError
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
-from velodrome.evaluation.mistakes import LabelError, likely_label_errors, rank
+from velodrome.evaluation.mistakes import ConfusedPair, LabelError, confused_pairs, likely_label_errors, rank
 from velodrome.evaluation.predict import Classifier
-from velodrome.explaining import Explanations, Mistakes, class_numbers, collect_mistakes, explain
+from velodrome.explaining import Explanations, Mistake, Mistakes, class_numbers, collect_mistakes, explain
 from velodrome.models.build import build_model
 from velodrome.recipes import by_name
 from velodrome.run.answers import Answers, read_answers
@@ -114,12 +115,22 @@ class Run:
             n: at most this many.
 
         Raises:
-            ConfigError: there is no such order or class.
+            ConfigError: there is no such order or class, or n is below 0.
             RunError: the run has not been evaluated yet.
         """
         answers = self.answers()
+        if n is not None and n < 0:
+            raise ConfigError(f"n is {n}, but must be at least 0.", "Use n=20, for instance.")
         chosen = rank(answers, by, label=label, prediction=prediction)[:n]
         return collect_mistakes(answers, chosen, self.test_images())
+
+    def confused_pairs(self) -> list[ConfusedPair]:
+        """Every pair of a class and another that it was taken for, the most frequent first.
+
+        Raises:
+            RunError: the run has not been evaluated yet.
+        """
+        return confused_pairs(self.answers())
 
     def label_errors(self) -> list[LabelError]:
         """Test images whose label is likely wrong, the most suspicious first.
@@ -131,15 +142,15 @@ class Run:
 
     def gradcam(
         self,
-        images: Sequence[int] | Mistakes | ImagesU8,
+        images: int | Mistake | Sequence[int | Mistake] | ImagesU8,
         *,
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         layer: str = DEFAULT_LAYER,
     ) -> Explanations:
         """Where the network sees what speaks for a class (Grad-CAM), computed on the CPU in float32.
 
         Args:
-            images: indices of test images, mistakes, or (N, H, W, 3) uint8 images.
+            images: test images by their index, mistakes, or (N, H, W, 3) or (H, W, 3) uint8 images.
             classes: what to explain; without them the predicted and the true class of test images, and the
                 two most probable classes of others.
             layer: name of the stage to look at.
@@ -149,26 +160,28 @@ class Run:
             DataError: the images are of another size than the model's.
         """
         model = self.model()
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            captions = [f"image {number}" for number in range(len(images))]
-            targets = np.argsort(-model.probabilities(images).numpy(), 1, kind="stable")[:, :2]
-            images_u8: ImagesU8 = images
+        if isinstance(images, np.ndarray) and images.ndim >= 3:
+            images_u8: ImagesU8 = images if images.ndim > 3 else images[None]
+            captions = [f"image {number}" for number in range(len(images_u8))]
+            targets = np.argsort(-model.probabilities(images_u8).numpy(), 1, kind="stable")[:, :2]
         else:
-            chosen = images.indices if isinstance(images, Mistakes) else images
-            captions, targets, images_u8 = self._answered(np.array(chosen, np.int64))
-        if classes is not None:
-            targets = np.tile(class_numbers(model, classes), (len(images_u8), 1))
+            several = [images] if isinstance(images, int | Mistake) else images
+            captions, targets, images_u8 = self._answered([_index(image) for image in several])
+        if classes:
+            names = [classes] if isinstance(classes, str) else classes
+            targets = np.tile(class_numbers(model, names), (len(images_u8), 1))
         return explain(model, images_u8, captions, targets, layer)
 
-    def _answered(self, indices: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64], ImagesU8]:
+    def _answered(self, chosen: Sequence[int]) -> tuple[list[str], NDArray[np.int64], ImagesU8]:
         """True class, (N, 2) predicted and true class as numbers, and pixels of test images."""
         answers = self.answers()
-        if not np.isin(indices, np.arange(len(answers))).all():
+        beyond = [index for index in chosen if not 0 <= index < len(answers)]
+        if beyond:
             raise ConfigError(
-                f"Images {indices.min()} to {indices.max()} were asked for, but test images are numbered "
-                f"0 to {len(answers) - 1}.",
+                f"Image {beyond[0]} was asked for, but test images are numbered 0 to {len(answers) - 1}.",
                 "Use numbers of that range.",
             )
+        indices = np.array(chosen, np.int64)
         labels = answers.labels[indices]
         targets = np.stack([answers.predictions[indices], labels], 1)
         return [answers.classes[label] for label in labels], targets, self.test_images().images_u8[indices]
@@ -191,6 +204,11 @@ class Run:
             if key != "classes"
         )
         return f"<p>{html.escape(repr(self))}</p><table>{rows}</table>"
+
+
+def _index(image: int | Mistake) -> int:
+    """The index of a test image."""
+    return image.index if isinstance(image, Mistake) else operator.index(image)
 
 
 def load(run: Path | str | Run) -> Classifier:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +22,7 @@ from velodrome.device import (
     pick_precision,
     threads,
 )
-from velodrome.errors import EXIT_PARTLY, RunError, TrainingError
+from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, TrainingError
 from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
 from velodrome.evaluation.gallery import augmented_batch
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
@@ -175,10 +177,10 @@ def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
 
 
 def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
-    """Say so, and make the report if a kill on the last few metres prevented it."""
+    """Say so, and make the page again, in case a kill on the last few metres prevented it."""
     if progress:
         sys.stderr.write(f"{folder.path} has finished already; nothing is left to do.\n")
-    if not folder.report.exists():
+    with contextlib.suppress(RunError):  # of a run that may only be read, the page stays as it is
         show(folder)
     return Run(folder)
 
@@ -188,7 +190,7 @@ def evaluate(
     *,
     data: Path | str | None = None,
     data_root: Path | str | None = None,
-    layer: str = DEFAULT_LAYER,
+    layer: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     progress: bool = True,
@@ -203,7 +205,7 @@ def evaluate(
         run: or the path of its folder.
         data: a data set, or a folder with a folder of images for each class; None for the run's own.
         data_root: where data sets lie now, if that has changed.
-        layer: the stage whose Grad-CAM maps the gallery shows.
+        layer: the stage whose Grad-CAM maps the gallery shows, layer2 without; not for other data.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16"; that of the run where it is None.
         progress: say on stderr what is going on.
@@ -212,36 +214,52 @@ def evaluate(
         VelodromeError: there is no such run or data, they do not belong together, or nothing can be written.
     """
     folder = _folder_of(run)
-    classifier, config = load(folder.path), read_config(folder)
-    if data_root is not None:
-        config = override(config, {"data_root": data_root})
-    trained = ask(classifier, config, device=device, precision=precision)
-    with locked(folder), memory_kept(trained.device):
+    with locked(folder):
+        if not folder.is_finished:
+            raise RunError(
+                f"Run {folder.path} has not finished, so there is nothing to evaluate yet.",
+                f"Go on with: velodrome resume {shlex.quote(str(folder.path))}",
+            )
+        classifier, config = load(folder.path), read_config(folder)
+        if data_root is not None:
+            config = override(config, {"data_root": data_root})
+        trained = ask(classifier, config, device=device, precision=precision)
+        other = None if data is None or str(data) == config.data.data else str(data)
+        if other and layer:
+            raise ConfigError(
+                f"layer is {layer!r}, but other data than the run's own get no gallery.", "Leave it out."
+            )
         if progress:
-            sys.stderr.write(f"Evaluating {folder.path} on {data or config.data.data} ...\n")
-        if data is not None and str(data) != config.data.data:
-            return evaluate_other(folder, config, classifier, trained, str(data))
-        assessment = evaluate_own(folder, config, classifier, trained, layer=layer)
-        show(folder)
-        return assessment
+            sys.stderr.write(f"Evaluating {folder.path} on {other or config.data.data} ...\n")
+        try:
+            with memory_kept(trained.device):
+                if other:
+                    found = evaluate_other(folder, config, classifier, trained, other)
+                else:
+                    found = evaluate_own(folder, config, classifier, trained, layer=layer or DEFAULT_LAYER)
+            show(folder)
+        except RunError as error:  # of writing, which has begun
+            error.exit_code = EXIT_PARTLY
+            raise
+        return found
 
 
 def predict(
     run: Run | Path | str,
-    images: Iterable[Path | str],
+    images: Path | str | Iterable[Path | str],
     *,
     top: int = 3,
     explain: Path | str | None = None,
-    layer: str = DEFAULT_LAYER,
+    layer: str | None = None,
 ) -> Predictions:
     """The most probable classes of image files, of any size and kind.
 
     Args:
         run: or the path of its folder.
-        images: files, and folders that are searched for images.
+        images: a file or a folder that is searched for images, or any number of them.
         top: how many classes to name for each.
         explain: folder for a picture of each image with Grad-CAM maps of its first classes.
-        layer: the stage whose maps to draw.
+        layer: the stage whose maps to draw, layer2 without.
 
     Returns:
         The answers, and the files that cannot be read, each with its reason.
@@ -249,9 +267,10 @@ def predict(
     Raises:
         VelodromeError: there is no such run, the network has no such stage, or `explain` cannot be written.
     """
-    paths = [Path(image) for image in images]
     place = None if explain is None else Path(explain)
-    return predict_files(load(_folder_of(run).path), paths, top=top, explain=place, layer=layer)
+    return predict_files(
+        load(_folder_of(run).path), images, top=top, explain=place, layer=layer or DEFAULT_LAYER
+    )
 
 
 def _folder_of(run: Run | Path | str) -> RunFolder:

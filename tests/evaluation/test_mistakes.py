@@ -23,7 +23,6 @@ from velodrome.evaluation.mistakes import (
     label_errors_csv,
     likely_label_errors,
     rank,
-    worst_of_each_class,
 )
 from velodrome.run.answers import Answers
 
@@ -132,7 +131,6 @@ def test_equal_confidence_is_told_apart_by_loss():
 def test_a_loss_that_is_nan_is_the_worst():
     odd = answers_of([0, 0, 0, 0], [1, 1, 1, 0], [3.0, np.nan, np.inf, np.nan])
     assert rank(odd).tolist() == [1, 2, 0]
-    assert worst_of_each_class(odd, 1).tolist() == [1]
 
 
 def test_nan_is_no_confidence():
@@ -197,13 +195,12 @@ def test_pairs_hold_every_mistake(found):
     assert all(pair.label != pair.prediction for pair in pairs)
 
 
-def test_best_and_worst_of_each_class():
+def test_best_of_each_class():
     found = answers_of(
         [1, 0, 0, 0, 1, 0, 2], [1, 0, 1, 0, 1, 0, 0], [0.5, 0.3, 4.0, 0.1, 0.4, 0.3, 2.0], classes=CLASSES
     )
     assert best_of_each_class(found, 2).tolist() == [3, 1, 4, 0]  # frog has no right answer
     assert best_of_each_class(found, 9).tolist() == [3, 1, 5, 4, 0]
-    assert worst_of_each_class(found, 2).tolist() == [2, 1, 0, 4, 6]
     assert best_of_each_class(found, 0).tolist() == []
 
 

@@ -53,19 +53,6 @@ def test_figures_that_the_evaluation_lacks_are_left_out(folder):
     assert "evaluation.json has no bins with images" in text
 
 
-def test_an_evaluation_on_other_data_says_how_far_the_accuracy_moved(folder):
-    write_evaluation(
-        folder,
-        data="photos",
-        compared_with={"data": "cifar10", "images": 10000, "accuracy": 0.9},
-        accuracy_change=-0.12,
-        accuracy_change_ci95=[-0.14, -0.1],
-    )
-    text = Page(render(folder)).text
-    assert "These are the answers for photos." in text
-    assert "90.00%: a change of −12.00 points (95% interval −14.00 points to −10.00 points)." in text
-
-
 def test_evaluations_on_other_data_are_listed(folder):
     assert "On other data" not in Page(render(folder)).text
     place = folder.evaluations / "photos"

@@ -11,7 +11,6 @@ import math
 import os
 import stat
 import threading
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from velodrome.data.imageset import ImagesU8
-from velodrome.errors import DataError
+from velodrome.errors import DataError, visible
 
 # Pillow knows these by name, but starts Ghostscript for the first and cannot decode the others by itself.
 NOT_READ = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -157,16 +156,6 @@ def read_views(path: Path, size: tuple[int, int], longest: int) -> Views:
 def image_suffixes() -> frozenset[str]:
     """The suffixes of files that can be read, in lower case and with their dot."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats())
-
-
-def visible(text: str) -> str:
-    """The text on one line; what would not be seen, or would rule the terminal, is escaped as in Python."""
-    return "".join(
-        char
-        if char.isprintable() or unicodedata.category(char) == "Zs"
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 # Files and folders.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from velodrome.data.image_files import Failure, UnreadableImageError, find_images, read_image, visible
+from velodrome.data.image_files import Failure, UnreadableImageError, find_images, read_image
 from velodrome.data.imageset import ImageSet
-from velodrome.errors import DataError, did_you_mean
+from velodrome.errors import DataError, did_you_mean, visible
 
 # Where a data set is kept in parts, these are the ones that a model was not trained on.
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -41,7 +41,8 @@ def read_labelled_folder(
     for folder in folders:
         for found in find_images([folder]):
             if isinstance(found, Failure):
-                failures.append(found)
+                if found.path != folder or not os.access(folder, os.R_OK | os.X_OK):  # it is not merely empty
+                    failures.append(found)
                 continue
             try:
                 images.append(read_image(found, size))
@@ -61,7 +62,7 @@ def read_labelled_folder(
 def _class_folders(path: Path, classes: Sequence[str]) -> list[Path]:
     """The folders of the classes, in sorted order."""
     example = f"{_shown(path)}/{visible(classes[0])}"
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it takes any name
         raise DataError(
             f"Data {_shown(path)} is neither a data set nor a folder.",
             f"Give cifar10, cifar100, shapes or a folder with a folder for each class, such as {example}.",

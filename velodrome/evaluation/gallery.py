@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from velodrome.data.loader import Loader
 from velodrome.evaluation.gradcam import DEFAULT_LAYER, gradcam
 from velodrome.evaluation.mistakes import best_of_each_class, choose_for_gallery
 from velodrome.run.answers import Answers
-from velodrome.run.folder import RunFolder, write_atomically, write_json
+from velodrome.run.folder import RunFolder, write_atomically, write_json, writing
 
 SAMPLES_PER_CLASS = 10
 AUGMENTED_IMAGES = 40
@@ -45,7 +46,7 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
     for row, indices in zip(rows, chosen, strict=True):
         row[: len(indices)] = images.images_u8[indices]
     augmented, labels = augmented_batch(loader)
-    folder.gallery.mkdir(exist_ok=True)
+    _make_room(folder, folder.samples)
     write_atomically(folder.samples_image, sprite(rows.reshape(-1, height, width, 3), SAMPLES_PER_CLASS))
     write_atomically(folder.augmented_image, sprite(augmented, SAMPLES_PER_CLASS))
     about = {
@@ -59,6 +60,13 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
         },
     }
     write_json(folder.samples, about)
+
+
+def _make_room(folder: RunFolder, about: Path) -> None:
+    """Make the folder, and remove what tells of the pictures that are about to be replaced."""
+    with writing(folder.gallery):
+        folder.gallery.mkdir(exist_ok=True)
+        about.unlink(missing_ok=True)
 
 
 def samples_of_each_class(images: ImageSet) -> list[NDArray[np.int64]]:
@@ -111,7 +119,7 @@ def write_mistakes(
     maps = maps_of(network, shown, targets, normalisation, device=device, precision=precision, layer=layer)
     array = io.BytesIO()
     np.save(array, as_bytes(maps))
-    folder.gallery.mkdir(exist_ok=True)
+    _make_room(folder, folder.mistakes)
     write_atomically(folder.mistakes_image, sprite(shown, SPRITE_COLUMNS))
     write_atomically(folder.maps, array.getvalue())
     about = {

@@ -73,6 +73,26 @@ def find_stage(network: nn.Module, layer: str) -> nn.Module:
     return stages[layer]
 
 
+def check_stage(network: nn.Module, image_size: tuple[int, int], layer: str) -> None:
+    """Check that there are maps of this stage, by one of a black image.
+
+    Args:
+        network: (N, 3, H, W) -> (N, classes) logits.
+        image_size: (H, W).
+        layer: name of the stage.
+
+    Raises:
+        ConfigError: the network has no such stage, or its output has no positions.
+    """
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    gradcam(
+        network,
+        torch.zeros(1, 3, *image_size, device=device),
+        torch.zeros(1, 1, dtype=torch.int64, device=device),
+        layer=layer,
+    )
+
+
 def _unwrapped(network: nn.Module) -> nn.Module:
     """What torch.compile has wrapped, or the network itself."""
     inner: nn.Module = getattr(network, "_orig_mod", network)

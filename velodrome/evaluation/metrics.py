@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from velodrome.errors import DataError
+from velodrome.errors import DataError, visible
 
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 TOP = 5
@@ -186,7 +186,7 @@ class Evaluation:
         """The class whose recall is chosen, the first one of equals."""
         rated = [(figures.recall, figures) for figures in self.per_class if figures.recall is not None]
         recall, figures = choose(rated, key=lambda pair: pair[0])
-        return f"{_printable(figures.name)}: {recall:.1%} of {figures.images:,} recognised"
+        return f"{visible(figures.name)}: {recall:.1%} of {figures.images:,} recognised"
 
     def _confusion_text(self) -> str:
         """The most frequent pair of label and wrong prediction, the first one of equals."""
@@ -199,7 +199,7 @@ class Evaluation:
         if not cells:
             return "none"
         count, label, prediction = max(cells, key=lambda cell: cell[0])
-        return f"{_printable(label)} taken for {_printable(prediction)}: {count:,}"
+        return f"{visible(label)} taken for {visible(prediction)}: {count:,}"
 
 
 def evaluate(
@@ -388,10 +388,3 @@ def _share(part: int, whole: int) -> float | None:
 
 def _text(value: float | None, form: str) -> str:
     return "not finite" if value is None else form.format(value)
-
-
-def _printable(name: str) -> str:
-    """A class name without characters that would steer a terminal or turn the direction of writing."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name
-    )

@@ -126,15 +126,6 @@ def best_of_each_class(answers: Answers, n: int) -> Indices:
     return _first_of_each_class(answers, right, _losses(answers), n)
 
 
-def worst_of_each_class(answers: Answers, n: int) -> Indices:
-    """The n images of each class with the highest loss, or as many as there are; mistaken or nearly so.
-
-    Returns:
-        (M,) int64, indices of images: by class, then by falling loss.
-    """
-    return _first_of_each_class(answers, np.arange(len(answers)), -_losses(answers), n)
-
-
 def choose_for_gallery(answers: Answers, most: int = 1500) -> Indices:
     """The mistakes to show: all of them where they are few enough, else a fair choice.
 

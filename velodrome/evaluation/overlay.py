@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
-from velodrome.data.image_files import Views, visible
+from velodrome.data.image_files import Views
 from velodrome.data.imageset import ImagesU8
+from velodrome.errors import visible
 
 # A multiple of 32, so that the pixels of most models' images come out as equal squares.
 PANEL = 288

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velodrome.data.duplicates import exact_duplicates
+from velodrome.data.image_files import Failure
 from velodrome.data.imageset import ImageSet, Normalisation
-from velodrome.errors import VelodromeWarning
+from velodrome.errors import VelodromeWarning, visible
 from velodrome.evaluation.gallery import write_mistakes
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.evaluation.metrics import Evaluation, accuracy_change, evaluate
-from velodrome.evaluation.mistakes import label_errors_csv, likely_label_errors
+from velodrome.evaluation.mistakes import LABEL_ERROR_COLUMNS, label_errors_csv, likely_label_errors
 from velodrome.evaluation.predict import logits_of
 from velodrome.run.answers import COLUMNS, read_answers
 from velodrome.run.folder import RunFolder, write_atomically, write_json
@@ -71,6 +73,7 @@ def write_results(
     train: ImageSet | None,
     baseline: Baseline | None = None,
     layer: str | None = DEFAULT_LAYER,
+    failed: Sequence[Failure] | None = None,
 ) -> Evaluation:
     """Let the network answer every image, and write all that follows from the answers.
 
@@ -82,6 +85,7 @@ def write_results(
         train: the images that it was trained on, to look for duplicates; None where that is not wanted.
         baseline: what the accuracy is to be compared with.
         layer: the stage whose Grad-CAM maps the gallery shows; None for no gallery.
+        failed: files that could not be read; None where there are no files.
 
     Raises:
         ConfigError: the network has no such stage.
@@ -119,6 +123,8 @@ def write_results(
             "accuracy": baseline.right / baseline.images,
         }
         report |= {"accuracy_change": change, "accuracy_change_ci95": list(interval)}
+    if failed is not None:
+        report["failed"] = [{"path": visible(str(file.path)), "reason": file.reason} for file in failed]
     write_json(folder.evaluation, report)
     if layer:
         write_mistakes(
@@ -175,12 +181,15 @@ def _write_label_errors(folder: RunFolder, content: str) -> None:
 
 
 def _is_corrected(folder: RunFolder) -> bool:
-    """Whether label_errors.csv is there with anything in it that velodrome did not write."""
+    """Whether label_errors.csv is there with other labels or columns in it than velodrome wrote."""
     path = folder.label_errors
     if not path.exists():
         return False
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return any(row["label"] != row["given_label"] for row in csv.DictReader(file))
+            rows = csv.DictReader(file)
+            if tuple(rows.fieldnames or ()) != LABEL_ERROR_COLUMNS:
+                return True
+            return any(row["label"] != row["given_label"] for row in rows)
     except (OSError, ValueError, KeyError, csv.Error):
         return True

@@ -17,7 +17,7 @@ from velodrome.reporting.curves import Chart, Drawing, Series, draw
 from velodrome.reporting.diagnosis import Diagnosis, gather_diagnosis
 from velodrome.reporting.evaluation import Evaluation, gather_evaluation, gather_other_evaluations
 from velodrome.reporting.gallery import Gallery, gather_gallery
-from velodrome.reporting.gaps import Gap
+from velodrome.reporting.gaps import Gap, read_object
 from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
 from velodrome.reporting.samples import Samples, gather_samples
 from velodrome.reporting.tables import Column, Fact, Table, listing, mapping, tabulate, with_values
@@ -68,6 +68,7 @@ class Content:
 
     name: str
     trained: tuple[Fact, ...]
+    as_of: str | None
     unfinished: str | None
     headline: Fact | None
     facts: tuple[Fact, ...]
@@ -100,14 +101,16 @@ def gather(folder: RunFolder) -> Content:
     known = {**_started(events), **(result or {})}
     environment = folder.read_json(folder.environment) or {}
     gaps: dict[str, str] = {}
-    answers = _answers(gaps, folder, known.get("classes"))
+    evaluated = mapping(_unless_gap({}, "", lambda run: read_object(run, run.evaluation), folder))
+    answers = _answers(gaps, folder, known.get("classes") or evaluated.get("classes"))
     evaluation = _unless_gap(gaps, "evaluation", gather_evaluation, folder)
     name = folder.path.resolve().name
     return Content(
         name=name,
         trained=tuple(Fact(key, text.words(known[key])) for key in ("recipe", "data") if known.get(key)),
+        as_of=_as_of(events),
         unfinished=None if result is not None else _why_unfinished(events),
-        headline=_headline(result, history),
+        headline=_headline(result, history, evaluation),
         facts=_facts(known, history, evaluation),
         diagnosis=_unless_gap(gaps, "diagnosis", gather_diagnosis, folder),
         charts=_charts(events, history),
@@ -168,6 +171,12 @@ def _check_epochs(folder: RunFolder, history: History) -> None:
         )
 
 
+def _as_of(events: Events) -> str | None:
+    """When the last thing happened, to the minute; None where the log does not say."""
+    told = text.words(events[-1].get("time")) if events else text.NONE
+    return None if told == text.NONE else f"{told[:16].replace('T', ' ')} UTC"
+
+
 def _why_unfinished(events: Events) -> str:
     last = events[-1] if events else {}
     if last.get("event") == "RunStopped":
@@ -176,8 +185,12 @@ def _why_unfinished(events: Events) -> str:
     return "It is still going on, or it was ended from outside."
 
 
-def _headline(result: Mapping[str, Any] | None, history: History) -> Fact | None:
-    """The figure to print large: the result, else the latest accuracy that there is."""
+def _headline(
+    result: Mapping[str, Any] | None, history: History, evaluation: Evaluation | None
+) -> Fact | None:
+    """The figure to print large: that of the latest evaluation, the result, or the latest epoch."""
+    if evaluation is not None:
+        return Fact("Test accuracy", evaluation.accuracy)
     if result is not None:
         return Fact("Test accuracy", text.percent(result.get("test_accuracy")))
     last = history[-1] if history else {}
@@ -234,7 +247,7 @@ def _charts(events: Events, history: History) -> tuple[Drawing, ...]:
 def _step_charts(events: Events, epochs: Sequence[float]) -> Iterator[Chart]:
     """Learning rate and loss of every step, where the event log has them."""
     # After a resume the log tells of some epochs twice; the later telling is the one that counts.
-    told = {event.get("epoch"): event for event in events if event.get("event") == "EpochDone"}
+    told = {text.number(event.get("epoch")): event for event in events if event.get("event") == "EpochDone"}
     steps: list[float] = []
     losses: list[float | None] = []
     rates: list[float | None] = []

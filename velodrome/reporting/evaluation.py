@@ -31,7 +31,6 @@ class Evaluation:
         facts: the other figures of merit.
         calibration: how far probabilities can be trusted, None where it is not known.
         duplicates: None where training images were not looked at.
-        compared: how far the accuracy moved from the run's own test set to these images; None for the own.
     """
 
     accuracy: str
@@ -39,7 +38,6 @@ class Evaluation:
     facts: tuple[Fact, ...]
     calibration: Calibration | None
     duplicates: Duplicates | None
-    compared: str | None
 
 
 def gather_evaluation(folder: RunFolder) -> Evaluation:
@@ -65,7 +63,6 @@ def gather_evaluation(folder: RunFolder) -> Evaluation:
         facts=with_values(facts),
         calibration=calibration,
         duplicates=_duplicates(mapping(found.get("duplicates"))),
-        compared=_compared(found),
     )
 
 
@@ -89,20 +86,6 @@ def gather_other_evaluations(folder: RunFolder) -> Table | None:
 def _interval(value: object, write: Any) -> str | None:
     ends = [write(end) for end in listing(value)]
     return " to ".join(ends) if len(ends) == 2 and text.NONE not in ends else None
-
-
-def _compared(found: Mapping[str, Any]) -> str | None:
-    """The accuracy on other data against that on the run's own."""
-    own = mapping(found.get("compared_with"))
-    change = text.points(found.get("accuracy_change"))
-    if not own or change == text.NONE:
-        return None
-    interval = _interval(found.get("accuracy_change_ci95"), text.points)
-    return (
-        f"These are the answers for {text.words(found.get('data'))}. On {text.words(own.get('data'))}, the "
-        f"run's own test images, the accuracy is {text.percent(own.get('accuracy'))}: a change of {change}"
-        + (f" (95% interval {interval})." if interval else ".")
-    )
 
 
 def _duplicates(found: Mapping[str, Any]) -> Duplicates | None:

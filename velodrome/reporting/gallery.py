@@ -28,7 +28,7 @@ from velodrome.reporting.gaps import (
     whole,
 )
 from velodrome.reporting.label_errors import LabelErrors, gather_label_errors
-from velodrome.run.answers import Answers
+from velodrome.run.answers import DAMAGED_ARRAY, Answers
 from velodrome.run.folder import RunFolder
 
 # Cards of a page without gallery/; with it, whoever wrote it chose.
@@ -148,7 +148,7 @@ def _read_maps(folder: RunFolder, pictures: _Pictures) -> str:
     path = folder.maps
     try:
         maps = np.load(io.BytesIO(read_bytes(folder, path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except DAMAGED_ARRAY as error:
         raise damaged(folder, path, error) from error
     expected = (len(pictures.indices), 2, pictures.map["height"], pictures.map["width"])
     if not isinstance(maps, np.ndarray) or maps.dtype != np.uint8 or maps.shape != expected:

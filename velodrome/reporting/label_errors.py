@@ -40,7 +40,7 @@ def gather_label_errors(folder: RunFolder, answers: Answers) -> LabelErrors:
     content = read_bytes(folder, path)
     numbers = {name: number for number, name in enumerate(answers.classes)}
     try:
-        rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
         suggested = {int(row["index"]): numbers[row["suggested_label"]] for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         problem = f"it lacks or misnames {error}" if isinstance(error, KeyError) else error

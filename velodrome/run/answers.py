@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tokenize
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from velodrome.errors import RunError
 from velodrome.run.folder import RunFolder
 
+# What reading a damaged .npy file may raise: its header is parsed as Python, and may ask for any size.
+DAMAGED_ARRAY = (OSError, ValueError, EOFError, SyntaxError, MemoryError, tokenize.TokenError)
 COLUMNS = ("index", "path", "label", "prediction", "probability", "loss")
 
 
@@ -50,8 +53,9 @@ def read_answers(
 
     Args:
         folder: of the run.
-        classes: list of the class names in the order of the probabilities, as in result.json; without it,
-            or where it lacks some, names follow in the order of the alphabet.
+        classes: list of the class names in the order of the probabilities, as in result.json; names that
+            it lacks follow in the order of the alphabet. Without it, whose probabilities they are is not
+            known, so there are none.
         with_probabilities: read probabilities.npy too.
 
     Raises:
@@ -70,14 +74,14 @@ def read_answers(
         labels=np.array([number[row["label"]] for row in rows], np.int64),
         predictions=np.array([number[row["prediction"]] for row in rows], np.int64),
         losses=np.array([float(row["loss"]) for row in rows]),
-        probabilities=_read_probabilities(folder, (len(rows), len(names))) if with_probabilities else None,
+        probabilities=_read_probabilities(folder, (len(rows), len(names)))
+        if with_probabilities and listed
+        else None,
     )
 
 
 def _read_rows(folder: RunFolder) -> list[dict[str, str]]:
     path = folder.predictions
-    if not path.exists():
-        return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [{column: row[column] for column in COLUMNS} for row in csv.DictReader(file)]
@@ -85,6 +89,8 @@ def _read_rows(folder: RunFolder) -> list[dict[str, str]]:
             raise ValueError("a row has too few columns")
         for row in rows:
             float(row["loss"])
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, KeyError, csv.Error) as error:
         problem = f"it has no column {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path} is damaged: {problem}.", _remedy(folder)) from error
@@ -93,11 +99,11 @@ def _read_rows(folder: RunFolder) -> list[dict[str, str]]:
 
 def _read_probabilities(folder: RunFolder, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     path = folder.probabilities
-    if not path.exists():
-        return None
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        return None
+    except DAMAGED_ARRAY as error:
         raise RunError(f"{path} is damaged: {error}.", _remedy(folder)) from error
     if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype.kind != "f":
         raise RunError(

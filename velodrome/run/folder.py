@@ -78,15 +78,19 @@ class RunFolder:
         return self.result.exists()
 
     def open_again(self) -> None:
-        """Take back that the run is complete, and remove what a kill left half written.
+        """Take back that the run is complete, with its answers, and remove what a kill left half written.
 
         Raises:
             RunError: the folder cannot be written.
         """
         with writing(self.path):
             self.result.unlink(missing_ok=True)
-            for left in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            # First what tells of the others, so that at no moment something tells of what is not there.
+            for answers in (self.mistakes, self.evaluation, self.predictions, self.probabilities):
+                answers.unlink(missing_ok=True)
+            for place in (self.path, self.checkpoints, self.gallery):
+                for left in place.glob(".*.tmp"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def recorded_environment(self) -> dict[str, Any]:
         """What environment.json says about the start of the run; nothing where it is damaged or missing."""
@@ -131,10 +135,10 @@ class RunFolder:
         Raises:
             RunError: the file is damaged.
         """
-        if not path.exists():
-            return None
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         if not isinstance(value, dict):

@@ -27,10 +27,25 @@ def locked(folder: RunFolder) -> Iterator[None]:
             guard.acquire(blocking=False)
         except Timeout as error:
             raise RunError(
-                f"Run {folder.path} is in use by another process, which trains in it.",
+                f"Run {folder.path} is in use by another process, which works in it.",
                 "Wait until that has ended, or stop it first.",
             ) from error
     try:
         yield
     finally:
         guard.release()
+
+
+def is_locked(folder: RunFolder) -> bool:
+    """Whether a process is at work in the folder, as far as this one may find out."""
+    if not folder.lock.exists():
+        return False
+    guard = FileLock(folder.lock)
+    try:
+        guard.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    guard.release()
+    return False
