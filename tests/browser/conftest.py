@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,51 +61,65 @@ class Reader:
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
-        self.contexts: list[Any] = []
+        self._pages: dict[str, Page] = {}
         self.complaints: list[str] = []
 
     def __call__(self, path: Path, width: int = 1280, height: int = 900, **settings: Any) -> Page:
-        """The page in a file, opened from disk; nothing on it moves smoothly unless the settings say so."""
-        page = self.new_page(viewport={"width": width, "height": height}, **settings)
+        """The page in a file, opened from disk; nothing on it moves smoothly unless the settings say so.
+
+        A window with these settings may be used again by the next test, which is quicker than a new one.
+        """
+        key = repr(sorted(settings.items()))
+        if key not in self._pages:
+            self._pages[key] = self.new_page(**settings)
+        page = self._pages[key]
+        page.mouse.move(0, 0)
+        page.set_viewport_size({"width": width, "height": height})
         page.goto(path.as_uri())
         return page
 
     def new_page(self, **settings: Any) -> Page:
-        """An empty page whose complaints are noted."""
+        """An empty page whose complaints are noted, in a window of its own."""
         context = self._browser.new_context(**{"reduced_motion": "reduce", **settings})
-        self.contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         context.add_init_script(REPORT_VIOLATIONS)
         page = context.new_page()
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self._note("error", str(error)))
-        page.on("request", lambda request: self._note_request(page, request))
+        page.on("request", self._note_request)
         return page
+
+    def wait_for_complaints(self) -> None:
+        """Until what the pages have said so far has arrived here."""
+        for context in self._browser.contexts:
+            for page in context.pages:
+                page.evaluate("() => 0")
 
     def _note(self, kind: str, text: str) -> None:
         if kind in {"error", "warning", "assert"}:
             self.complaints.append(f"{kind}: {text}")
 
-    def _note_request(self, page: Page, request: Any) -> None:
+    def _note_request(self, request: Any) -> None:
         is_page = request.is_navigation_request() and request.url.startswith("file:")
         if not is_page and not request.url.startswith("data:"):
             self.complaints.append(f"request: {request.url}")
 
 
-@pytest.fixture
-def reader(browser: Browser) -> Iterator[Reader]:
-    """Opens pages; closes them when the test is over."""
-    reader = Reader(browser)
-    yield reader
-    for context in reader.contexts:
-        context.close()
+@pytest.fixture(scope="module")
+def _reader(browser: Browser) -> Reader:
+    return Reader(browser)
 
 
 @pytest.fixture
-def read(reader: Reader) -> Iterator[Callable[..., Page]]:
-    """A function that opens a page; until the end of the test the page must not complain."""
+def reader(_reader: Reader) -> Reader:
+    """Opens pages."""
+    _reader.complaints.clear()
+    return _reader
+
+
+@pytest.fixture
+def read(reader: Reader) -> Iterator[Reader]:
+    """Opens pages; until the end of the test they must not complain."""
     yield reader
-    for context in reader.contexts:
-        for page in context.pages:
-            page.evaluate("() => 0")  # what is on its way arrives
+    reader.wait_for_complaints()
     assert reader.complaints == []

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from example_runs import CLASSES, HEIGHT, MAP_HEIGHT, MAP_WIDTH, WIDTH, write_example
+from gallery_reading import all_cards, by_loss, cards, index_in
 from PIL import Image
 
 from velodrome.reporting.page import write_report
@@ -16,14 +17,6 @@ A_PAGE = 12  # images on a page at the width of these tests, which keeps them qu
 NARROW = 700
 ZOOM = 16  # of an image, on its canvas
 PAIR = (0, 1)  # cats taken for dogs
-EVERY_PAGE = """() => {
-  const found = [], next = document.getElementById("next-page");
-  for (;;) {
-    found.push([...document.querySelectorAll("#cards > li .about")].map((about) => about.innerText));
-    if (next.disabled || !next.checkVisibility()) return found.flat();
-    next.click();
-  }
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +32,6 @@ def report(example):
 @pytest.fixture
 def page(report, read):
     return read(report, width=NARROW)
-
-
-def cards(page):
-    """The images of the cards on this page, as the cards name them."""
-    return indices(page.locator("#cards > li .about").all_inner_texts())
-
-
-def all_cards(page):
-    """The images of the cards from this page to the last."""
-    return indices(page.evaluate(EVERY_PAGE))
-
-
-def indices(texts):
-    return [int(re.search(r"#(\d+) ", text)[1]) for text in texts]
 
 
 def counts(page):
@@ -87,15 +66,11 @@ def cell(page, label, prediction, classes=CLASSES):
     return matrix.get_by_role("button", name=re.compile(f"^{classes[label]} {said}: "))
 
 
-def sorted_by_loss(example, images):
-    return sorted(images, key=lambda i: (-example.losses[i], i))
-
-
 # The confusion matrix
 
 
 def assert_shows_the_pair(example, page):
-    expected = sorted_by_loss(example, example.pair(*PAIR))
+    expected = by_loss(example, example.pair(*PAIR))
     assert cards(page) == expected
     assert 3 <= len(expected) <= A_PAGE
     assert counts(page) == [len(expected), MISTAKES]
@@ -110,12 +85,12 @@ def assert_shows_the_pair(example, page):
 
 
 def test_a_click_on_a_cell_shows_that_pair(example, page):
-    assert cards(page) == sorted_by_loss(example, example.mistakes)[:A_PAGE]
+    assert cards(page) == by_loss(example, example.mistakes)[:A_PAGE]
     cell(page, *PAIR).click()
     assert_shows_the_pair(example, page)
     chips(page).click()
     assert chips(page).count() == 0
-    assert all_cards(page) == sorted_by_loss(example, example.mistakes)
+    assert all_cards(page) == by_loss(example, example.mistakes)
 
 
 @pytest.mark.parametrize("key", ["Enter", "Space"])
@@ -143,11 +118,11 @@ def test_every_cell_counts_and_shows_its_images(example, page):
 def test_headings_of_the_matrix_show_the_mistakes_of_a_class(example, page):
     page.get_by_role("button", name="Mistakes of true class sea lion").click()
     expected = [i for i in example.mistakes if example.labels[i] == 2]
-    assert all_cards(page) == sorted_by_loss(example, expected)
+    assert all_cards(page) == by_loss(example, expected)
     assert chips(page).all_text_contents() == ["true class sea lion×"]
     page.get_by_role("button", name="Mistakes taken for frog").click()
     expected = [i for i in example.mistakes if example.predictions[i] == 3]
-    assert all_cards(page) == sorted_by_loss(example, expected)
+    assert all_cards(page) == by_loss(example, expected)
     assert chips(page).all_text_contents() == ["taken for frog×"]
 
 
@@ -199,7 +174,7 @@ def test_search_finds_classes_paths_and_indices(example, page):
     some = example.mistakes[20]
     for query in ("owl", "SEA  lion", "roll-b", "cat roll-a", f"{some}", f"#{some}", example.paths[some]):
         box.fill(query)
-        expected = [i for i in sorted_by_loss(example, example.mistakes) if is_found(example, i, query)]
+        expected = [i for i in by_loss(example, example.mistakes) if is_found(example, i, query)]
         assert 0 < len(expected) < MISTAKES
         assert counts(page) == [len(expected), MISTAKES], query
         assert all_cards(page) == expected, query
@@ -215,7 +190,7 @@ def test_where_nothing_is_found_the_page_says_so(example, page):
     assert not page.get_by_role("navigation", name="Pages of images").is_visible()
     page.get_by_role("button", name="Reset").click()
     assert not nothing.is_visible()
-    assert all_cards(page) == sorted_by_loss(example, example.mistakes)
+    assert all_cards(page) == by_loss(example, example.mistakes)
 
 
 ORDERS = {
@@ -242,12 +217,12 @@ def views_of(example):
     worst = [
         i
         for label in range(len(CLASSES))
-        for i in sorted_by_loss(example, [i for i in example.mistakes if example.labels[i] == label])[:3]
+        for i in by_loss(example, [i for i in example.mistakes if example.labels[i] == label])[:3]
     ]
     return {
-        "mistakes": sorted_by_loss(example, example.mistakes),
+        "mistakes": by_loss(example, example.mistakes),
         "worst": worst,
-        "errors": sorted_by_loss(example, [i for i in example.shown if i in example.suggested]),
+        "errors": by_loss(example, [i for i in example.shown if i in example.suggested]),
         "best": sorted(example.right, key=lambda i: (example.labels[i], example.losses[i], i)),
     }
 
@@ -278,7 +253,7 @@ def test_filters_and_search_work_together(example, page):
     page.get_by_role("button", name="Reset").click()
     assert page.get_by_role("searchbox", name="Search").input_value() == ""
     assert chooser(page, "Sort by").input_value() == "loss"
-    assert cards(page) == sorted_by_loss(example, example.mistakes)[:A_PAGE]
+    assert cards(page) == by_loss(example, example.mistakes)[:A_PAGE]
 
 
 def test_the_count_is_told_to_those_who_do_not_see_it(example, page):
@@ -292,7 +267,7 @@ def test_the_count_is_told_to_those_who_do_not_see_it(example, page):
 
 
 def test_pages_are_turned(example, page):
-    expected = sorted_by_loss(example, example.mistakes)
+    expected = by_loss(example, example.mistakes)
     back, on = (page.get_by_role("button", name=name, exact=True) for name in ("Previous", "Next"))
     assert back.is_disabled()
     on.click()
@@ -358,7 +333,10 @@ def test_heat_maps_are_of_the_predicted_and_of_the_true_class(example, page):
         names = [CLASSES[numbers[example.shown[n]]] for numbers in (example.predictions, example.labels)]
         assert [caption.replace(" ", "") for caption in captions] == [
             "image",
-            *(f"{role}{name}".replace(" ", "") for role, name in zip(("predicted", "true"), names, strict=True)),
+            *(
+                f"{role}{name}".replace(" ", "")
+                for role, name in zip(("predicted", "true"), names, strict=True)
+            ),
         ]
 
 
@@ -435,7 +413,10 @@ def test_pictures_are_described(example, page):
     assert said.startswith(f"Image {i}: {label} taken for {predicted} with ")
     sure = float(said.split(" with ")[1].rstrip("%"))
     assert sure == pytest.approx(100 * example.confidence(i), abs=0.06)
-    rows, columns = ("upper", "middle", "middle", "lower"), ("left", "left", "centre", "centre", "right", "right")
+    rows, columns = (
+        ("upper", "middle", "middle", "lower"),
+        ("left", "left", "centre", "centre", "right", "right"),
+    )
     for heat, values, name in zip(heats, example.maps[n], (predicted, label), strict=True):
         row, column = np.unravel_index(values.argmax(), values.shape)
         place = f"in the {rows[row]} {columns[column]}".replace("in the middle centre", "in the centre")
@@ -480,11 +461,11 @@ def test_the_label_errors_can_be_saved(example, page):
 
 
 def test_the_large_view_is_read_with_the_keyboard(example, page):
-    expected = sorted_by_loss(example, example.mistakes)
+    expected = by_loss(example, example.mistakes)
     dialog = page.get_by_role("dialog")
 
     def image_shown():
-        return int(re.search(r"#(\d+) ", dialog.locator(".about").inner_text())[1])
+        return index_in(dialog.locator(".about").inner_text())
 
     def focused_card():
         return page.evaluate("() => document.activeElement.closest('li')?.querySelector('.about').innerText")
@@ -536,17 +517,20 @@ def test_a_click_on_a_card_opens_it_and_one_outside_closes_it(example, page):
     assert dialog.get_by_text("4 of 36", exact=True).is_visible()
     page.mouse.click(5, 5)
     assert not dialog.is_visible()
-    assert page.evaluate("() => [...document.querySelectorAll('.card-open')].indexOf(document.activeElement)") == 3
+    assert (
+        page.evaluate("() => [...document.querySelectorAll('.card-open')].indexOf(document.activeElement)")
+        == 3
+    )
 
 
 def test_what_was_filtered_is_what_the_large_view_turns(example, page):
     cell(page, *PAIR).click()
-    expected = sorted_by_loss(example, example.pair(*PAIR))
+    expected = by_loss(example, example.pair(*PAIR))
     page.locator("#cards > li").first.get_by_role("button").click()
     dialog = page.get_by_role("dialog")
     found = []
     for _ in expected:
-        found.append(int(re.search(r"#(\d+) ", dialog.locator(".about").inner_text())[1]))
+        found.append(index_in(dialog.locator(".about").inner_text()))
         page.keyboard.press("ArrowRight")
     assert found == expected
 
@@ -558,14 +542,15 @@ def test_a_page_of_1500_mistakes_is_quick(tmp_path, read):
     example = write_example(tmp_path / "many", right=400, wrong=1600)
     page = read(write_report(example.folder))
     assert counts(page) == [1500, 1500, 1500, 1600]
-    assert cards(page) == sorted_by_loss(example, example.mistakes)[:24]
+    assert cards(page) == by_loss(example, example.mistakes)[:24]
     # Far more than it takes, for busy machines; it is to notice what takes seconds.
     assert page.evaluate("() => performance.getEntriesByType('navigation')[0].loadEventEnd") < 3000
     started_to_drawn = """() => {
       const search = document.getElementById("search"), start = performance.now();
       search.value = "owl cat";
       search.dispatchEvent(new Event("input"));
-      return new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))));
+      const finish = (done) => setTimeout(() => done(performance.now() - start));
+      return new Promise((done) => requestAnimationFrame(() => finish(done)));
     }"""
     assert page.evaluate(started_to_drawn) < 1000
     assert len(cards(page)) == 24

@@ -1,4 +1,4 @@
-"""The whole page in a browser: it is silent, can be read with the keyboard, fits every width, and can be printed."""
+"""The page in a browser: it is silent, is read with the keyboard, fits every width, and can be printed."""
 
 import re
 
@@ -8,7 +8,9 @@ from pages import history_rows, write_complete_run, write_history, write_run
 
 from velodrome.reporting import curves
 from velodrome.reporting.page import write_report
+from velodrome.run.folder import RunFolder
 
+NARROW = 700  # where twelve images are on a page of the gallery, in place of 24: quicker to draw
 SECTIONS = [
     "Diagnosis",
     "Curves",
@@ -51,7 +53,12 @@ def test_what_a_page_complains_about_is_noticed(tmp_path, reader):
     )
     reader(path).wait_for_timeout(100)
     complaints = "\n".join(reader.complaints)
-    for part in ("warning: careful", "broken", "request: http://127.0.0.1:9/", "policy violated: img-src data"):
+    for part in (
+        "warning: careful",
+        "broken",
+        "request: http://127.0.0.1:9/",
+        "policy violated: img-src data",
+    ):
         assert part in complaints
 
 
@@ -71,7 +78,9 @@ def test_the_page_is_whole_and_silent(report, read):
 def test_without_scripts_sentences_and_tables_are_there(example, report, read):
     page = read(report, java_script_enabled=False)
     assert page.locator("h2").all_inner_texts() == SECTIONS
-    assert is_visible(page, "The gallery needs JavaScript.")
+    (sentence,) = page.locator("noscript").all()
+    assert sentence.is_visible()
+    assert sentence.inner_text().startswith("The gallery needs JavaScript.")
     assert not page.locator("#gallery").is_visible()
     assert not is_visible(page, "A click shows the images")
     assert page.get_by_role("region", name="Confusion matrix").get_by_role("row").count() == 6
@@ -104,7 +113,7 @@ FOCUSED = """() => {
 def test_tab_reaches_everything_once_and_shows_where_it_is(report, read):
     page = read(report)
     reachable = page.evaluate(REACHABLE)
-    assert {re.match(r"<(\\w+)", element)[1] for element in reachable} == {
+    assert {re.match(r"<(\w+)", element)[1] for element in reachable} == {
         *("a", "button", "input", "select", "summary", "div", "pre", "figure")
     }
     for number, element in enumerate(reachable):
@@ -118,20 +127,26 @@ def test_tab_reaches_everything_once_and_shows_where_it_is(report, read):
 
 
 def test_tab_stays_in_the_large_view(report, read):
-    page = read(report)
+    page = read(report, width=NARROW)
     page.get_by_role("list", name="Images").get_by_role("button").nth(1).click()
     inside = []
     for _ in range(6):
         page.keyboard.press("Tab")
-        inside.append(page.evaluate("() => document.activeElement.closest('dialog') ? document.activeElement.id : ''"))
-    assert {"viewer-previous", "viewer-next", "viewer-close"} <= set(inside) <= {
-        *("viewer-previous", "viewer-next", "viewer-close", "viewer", "")
-    }
-    assert page.evaluate("() => !document.activeElement.closest('main') || document.querySelector('dialog').open")
+        inside.append(
+            page.evaluate("() => document.activeElement.closest('dialog') ? document.activeElement.id : ''")
+        )
+    assert (
+        {"viewer-previous", "viewer-next", "viewer-close"}
+        <= set(inside)
+        <= {*("viewer-previous", "viewer-next", "viewer-close", "viewer", "")}
+    )
+    assert page.evaluate(
+        "() => !document.activeElement.closest('main') || document.querySelector('dialog').open"
+    )
 
 
 def test_skip_links_skip(report, read):
-    page = read(report)
+    page = read(report, width=NARROW)
     page.keyboard.press("Tab")
     skip = page.get_by_role("link", name="Skip to the diagnosis")
     assert skip.bounding_box()["x"] >= 0
@@ -163,6 +178,9 @@ def accuracy_at(epoch):
     return [f"epoch {epoch}", percent(row["train_acc"]), percent(row["test_acc"])]
 
 
+CURSOR = "line => [getComputedStyle(line).visibility, line.getBoundingClientRect().x]"
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_pointer_reads_the_values_of_a_curve(report, read, width):
     page = read(report, width=width)
@@ -175,16 +193,16 @@ def test_a_pointer_reads_the_values_of_a_curve(report, read, width):
         x = curves.LEFT + share * (curves.WIDTH - curves.LEFT - curves.RIGHT)
         page.mouse.move(frame["x"] + x / curves.WIDTH * frame["width"] + 2, frame["y"] + frame["height"] / 2)
         assert values_of(figure) == accuracy_at(epoch)
-        line = figure.locator(".cursor path")
-        assert line.is_visible()
-        assert line.bounding_box()["x"] == pytest.approx(frame["x"] + x / curves.WIDTH * frame["width"], abs=1)
+        visibility, at = figure.locator(".cursor path").evaluate(CURSOR)
+        assert visibility == "visible"
+        assert at == pytest.approx(frame["x"] + x / curves.WIDTH * frame["width"], abs=1)
     page.mouse.move(1, 1)
     assert values_of(figure) == accuracy_at(EPOCHS)
-    assert not figure.locator(".cursor path").is_visible()
+    assert figure.locator(".cursor path").evaluate(CURSOR)[0] == "hidden"
 
 
 def test_arrow_keys_read_the_values_of_a_curve(report, read):
-    page = read(report)
+    page = read(report, width=NARROW)
     figure = chart(page, "Accuracy")
     figure.focus()
     assert figure.locator(".legend").get_attribute("aria-live") == "polite"
@@ -199,7 +217,7 @@ def test_arrow_keys_read_the_values_of_a_curve(report, read):
 
 
 def test_every_step_can_be_read(report, read):
-    page = read(report)
+    page = read(report, width=NARROW)
     for title, first in (("Learning rate", ["0.100"]), ("Train loss of every step", ["2.0000", "2.0000"])):
         figure = chart(page, title)
         figure.focus()
@@ -212,7 +230,7 @@ def test_every_step_can_be_read(report, read):
 
 
 def test_the_reliability_diagram_tells_its_values(report, read):
-    page = read(report)
+    page = read(report, width=NARROW)
     texts = [
         "Confidence 50 to 75%: 3 images, mean confidence 70.00%, accuracy 60.00%",
         "Confidence 75 to 100%: 7 images, mean confidence 99.00%, accuracy 80.00%",
@@ -265,20 +283,29 @@ CONTRASTS = """() => {
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
-    if (!text || element.matches("script, style, option, title, desc") || element.closest(":disabled")) continue;
+    if (!text || element.matches("script, style, option, title, desc, :disabled *, :disabled")) continue;
     if (!element.checkVisibility({ visibilityProperty: true })) continue;
     const style = getComputedStyle(element), ground = behind(element);
     const ink = over(rgba(element.closest("svg") ? style.fill : style.color), ground);
     const [low, high] = [light(ink), light(ground)].sort((a, b) => a - b);
-    const size = parseFloat(style.fontSize), isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-    const name = `${element.closest("section")?.id} ${element.tagName}.${element.className.baseVal ?? element.className}`;
+    const size = parseFloat(style.fontSize);
+    const isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const name = `${element.closest("section")?.id} ${element.tagName}.${element.getAttribute("class")}`;
     const ratio = high / low / (isLarge ? 3 / 4.5 : 1);
     if (ratio < (found[name]?.[0] ?? Infinity)) found[name] = [ratio, text.slice(0, 40)];
   }
   return found;
 }"""
+# Parts of the page that are wider than their place, and that keys cannot scroll.
+OUT_OF_REACH = """() => {
+  const isScrolled = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+  return [...document.querySelectorAll("main *")]
+    .filter((element) => element.scrollWidth > element.clientWidth && isScrolled(element))
+    .filter((element) => element.tabIndex < 0)
+    .map((element) => element.outerHTML.slice(0, 80));
+}"""
 # A zero in the confusion matrix is meant to be overlooked: an empty cell says the same.
-FAINT = ".zero"
+FAINT = " zero"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -290,11 +317,10 @@ def test_texts_stand_out_and_fit_at_every_width(report, read, scheme):
     for width in (1280, 820, 390):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OUT_OF_REACH) == []
         contrasts = page.evaluate(CONTRASTS)
         assert len(contrasts) > 40
-        faint = {
-            name: found for name, found in contrasts.items() if found[0] < 4.5 and FAINT not in name
-        }
+        faint = {name: found for name, found in contrasts.items() if found[0] < 4.5 and FAINT not in name}
         assert faint == {}, width
 
 
@@ -319,7 +345,10 @@ def test_on_paper_there_are_figures_and_no_controls(report, read):
     assert [card.is_visible() for card in page.locator("#cards > li").all()] == [True] * 12 + [False] * 12
     assert is_visible(page, "The first 12 of 30 images.")
     assert not is_visible(page, "A click shows the images")
-    assert page.evaluate("() => getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        page.evaluate("() => getComputedStyle(document.documentElement).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
     page.emulate_media(media="screen")
     assert not is_visible(page, "The first 12 of 30 images.")
 
@@ -355,6 +384,14 @@ def with_damaged(name, content):
     return make
 
 
+def of_many_classes(path):
+    write_example(path, classes=[f"owl {number}" for number in range(45)], wrong=90)
+
+
+def without_a_mistake(path):
+    write_example(path, wrong=0)
+
+
 def with_half_a_sprite(path):
     """As WebP files are that were cut and whose length was mended."""
     file = write_complete_run(path).mistakes_image
@@ -366,7 +403,17 @@ def with_half_a_sprite(path):
 MISSING = {
     "nothing but settings": (
         nothing_but_settings,
-        ["No epoch is complete yet", "There are no predictions yet", "There is no diagnosis: diagnosis.json"],
+        [
+            "No epoch is complete yet, so there is no accuracy to show.",
+            "No epoch is complete yet: history.csv is missing or has no rows.",
+            "There are no predictions yet: predictions.csv is missing",
+            "There is no diagnosis: diagnosis.json is missing.",
+            "There is no reliability diagram: evaluation.json is missing.",
+            "There are no samples of the images: gallery/samples.json is missing.",
+            "There is no model summary: summary.json is missing",
+            "The command that started the run is not known",
+            "Versions and hardware are not known: environment.json is missing",
+        ],
         0,
     ),
     "killed in the second epoch": (
@@ -380,20 +427,31 @@ MISSING = {
             "There are no images and no heat maps: gallery/mistakes.json is missing.",
             "There are no samples of the images: gallery/samples.json is missing.",
         ],
-        24,
+        12,
     ),
-    "no maps": (without("maps"), ["There are no heat maps: gallery/maps.npy is missing."], 24),
-    "no evaluation": (without("evaluation"), ["There is no reliability diagram: evaluation.json is missing."], 24),
-    "no probabilities": (without("probabilities"), ["Probabilities are not shown: probabilities.npy"], 24),
-    "no label errors": (without("label_errors"), ["are not marked: label_errors.csv is missing."], 24),
-    "no range test figure": (without("lr_find_figure"), ["There is no figure: lr_find.png is missing."], 24),
+    "no maps": (without("maps"), ["There are no heat maps: gallery/maps.npy is missing."], 12),
+    "no evaluation": (
+        without("evaluation"),
+        ["There is no reliability diagram: evaluation.json is missing."],
+        12,
+    ),
+    "no probabilities": (without("probabilities"), ["Probabilities are not shown: probabilities.npy"], 12),
+    "no label errors": (without("label_errors"), ["are not marked: label_errors.csv is missing."], 12),
+    "no range test figure": (without("lr_find_figure"), ["There is no figure: lr_find.png is missing."], 12),
+    "no matrix": (of_many_classes, ["45 classes are too many for a matrix that can be read"], 12),
+    "no mistake": (without_a_mistake, ["Every test image is recognised."], 12),
     "damaged sprite": (with_half_a_sprite, ["There are no images: gallery/mistakes.webp is damaged."], 1),
     "damaged maps": (
         with_damaged("maps", b"nonsense"),
         ["There are no heat maps: gallery/maps.npy is damaged"],
-        24,
+        12,
     ),
 }
+
+
+EMPTY_SECTIONS = """() => [...document.querySelectorAll("main > section")]
+  .filter((section) => section.innerText.trim() === section.querySelector("h2").innerText)
+  .map((section) => section.id)"""
 
 
 @pytest.mark.parametrize("what", MISSING)
@@ -401,12 +459,14 @@ def test_what_is_missing_is_said(what, tmp_path, read):
     make, sentences, cards = MISSING[what]
     path = tmp_path / "first-light"
     make(path)
-    from velodrome.run.folder import RunFolder
-
-    page = read(write_report(RunFolder(path)))
+    page = read(write_report(RunFolder(path)), width=NARROW)
     for sentence in sentences:
         page.get_by_text(sentence).first.wait_for()
     assert page.locator("#cards > li").count() == cards
+    assert page.evaluate(EMPTY_SECTIONS) == []
+    links = "() => [...document.querySelectorAll('a[href^=\"#\"]')].map((link) => link.getAttribute('href'))"
+    for link in page.evaluate(links):
+        assert page.locator(link).count() == 1, f"{link} leads nowhere"
     width = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1]
     if cards > 1:
