@@ -29,7 +29,7 @@ NAMES = [
 ]
 # All that a folder can be called.
 RUN_NAME = '<img src=x onerror=window.pwned=1>\n\u202e"quoted" \'\\ \U0001f6b2 {{ 7 * 7 }}'
-WRONG = 60
+WRONG = 36
 
 
 @pytest.fixture(scope="module")

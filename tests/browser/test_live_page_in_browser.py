@@ -86,7 +86,7 @@ def test_the_reader_stays_at_the_same_place(going_on, page):
 @pytest.fixture(scope="module")
 def with_answers(tmp_path_factory):
     """The live page of a run that has answers from before, and so a gallery."""
-    folder = write_example(tmp_path_factory.mktemp("runs") / "first-light", wrong=20).folder
+    folder = write_example(tmp_path_factory.mktemp("runs") / "first-light", wrong=6).folder
     folder.result.unlink()
     return write_report(folder, live=True)
 

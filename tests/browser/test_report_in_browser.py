@@ -356,6 +356,9 @@ def test_on_paper_there_are_figures_and_no_controls(report, read):
 # What is missing
 
 
+FEW = 6  # mistakes, which keeps these tests quick
+
+
 def nothing_but_settings(path):
     path.mkdir()
     (path / "config.yaml").write_text("seed: 7\n")
@@ -370,7 +373,7 @@ def killed_in_the_second_epoch(path):
 
 def without(*names):
     def make(path):
-        folder = write_example(path, wrong=30).folder
+        folder = write_example(path, wrong=FEW).folder
         for name in names:
             getattr(folder, name).unlink()
 
@@ -379,7 +382,7 @@ def without(*names):
 
 def with_damaged(name, content):
     def make(path):
-        getattr(write_example(path, wrong=30).folder, name).write_bytes(content)
+        getattr(write_example(path, wrong=FEW).folder, name).write_bytes(content)
 
     return make
 
@@ -395,7 +398,7 @@ def without_a_mistake(path):
 def with_half_a_sprite(path):
     """As WebP files are that were cut and whose length was mended."""
     file = write_complete_run(path).mistakes_image
-    whole = write_example(path.with_name("whole"), wrong=30).folder.mistakes_image.read_bytes()
+    whole = write_example(path.with_name("whole"), wrong=FEW).folder.mistakes_image.read_bytes()
     half = whole[: len(whole) // 2 // 2 * 2]
     file.write_bytes(half[:4] + (len(half) - 8).to_bytes(4, "little") + half[8:])
 
@@ -427,24 +430,24 @@ MISSING = {
             "There are no images and no heat maps: gallery/mistakes.json is missing.",
             "There are no samples of the images: gallery/samples.json is missing.",
         ],
-        12,
+        FEW,
     ),
-    "no maps": (without("maps"), ["There are no heat maps: gallery/maps.npy is missing."], 12),
+    "no maps": (without("maps"), ["There are no heat maps: gallery/maps.npy is missing."], FEW),
     "no evaluation": (
         without("evaluation"),
         ["There is no reliability diagram: evaluation.json is missing."],
-        12,
+        FEW,
     ),
-    "no probabilities": (without("probabilities"), ["Probabilities are not shown: probabilities.npy"], 12),
-    "no label errors": (without("label_errors"), ["are not marked: label_errors.csv is missing."], 12),
-    "no range test figure": (without("lr_find_figure"), ["There is no figure: lr_find.png is missing."], 12),
+    "no probabilities": (without("probabilities"), ["Probabilities are not shown: probabilities.npy"], FEW),
+    "no label errors": (without("label_errors"), ["are not marked: label_errors.csv is missing."], FEW),
+    "no range test figure": (without("lr_find_figure"), ["There is no figure: lr_find.png is missing."], FEW),
     "no matrix": (of_many_classes, ["45 classes are too many for a matrix that can be read"], 12),
     "no mistake": (without_a_mistake, ["Every test image is recognised."], 12),
     "damaged sprite": (with_half_a_sprite, ["There are no images: gallery/mistakes.webp is damaged."], 1),
     "damaged maps": (
         with_damaged("maps", b"nonsense"),
         ["There are no heat maps: gallery/maps.npy is damaged"],
-        12,
+        FEW,
     ),
 }
 
@@ -470,6 +473,6 @@ def test_what_is_missing_is_said(what, tmp_path, read):
     width = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1]
     if cards > 1:
-        page.get_by_role("searchbox", name="Search").fill("owl")
+        page.get_by_role("searchbox", name="Search").fill("roll")
         page.locator("#cards > li").first.get_by_role("button").click()
         assert page.get_by_role("dialog").is_visible()
