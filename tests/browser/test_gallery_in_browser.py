@@ -544,7 +544,7 @@ def test_a_page_of_1500_mistakes_is_quick(tmp_path, read):
     assert counts(page) == [1500, 1500, 1500, 1600]
     assert cards(page) == by_loss(example, example.mistakes)[:24]
     # Far more than it takes, for busy machines; it is to notice what takes seconds.
-    assert page.evaluate("() => performance.getEntriesByType('navigation')[0].loadEventEnd") < 3000
+    assert page.evaluate("() => performance.getEntriesByType('navigation')[0].loadEventEnd") < 5000
     started_to_drawn = """() => {
       const search = document.getElementById("search"), start = performance.now();
       search.value = "owl cat";
@@ -552,5 +552,5 @@ def test_a_page_of_1500_mistakes_is_quick(tmp_path, read):
       const finish = (done) => setTimeout(() => done(performance.now() - start));
       return new Promise((done) => requestAnimationFrame(() => finish(done)));
     }"""
-    assert page.evaluate(started_to_drawn) < 1000
+    assert page.evaluate(started_to_drawn) < 2000
     assert len(cards(page)) == 24

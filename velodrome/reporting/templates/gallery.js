@@ -11,7 +11,7 @@
   const suggested = (at) => data.suggested[data.index[at]];
   const isWrong = (at) => data.true[at] !== data.predicted[at];
   const chance = (at) => data.chance ? data.chance[0][at] : -1;
-  const words = all.map((at) => [data.classes[data.true[at]], data.classes[data.predicted[at]], data.path[at], `#${data.index[at]}`]
+  const words = all.map((at) => [data.classes[data.true[at]], data.classes[data.predicted[at]], data.path[at]]
     .join("\n").toLowerCase());
 
   // What the reader has chosen. `label` and `prediction` are numbers of classes, or "" for any.
@@ -63,7 +63,7 @@
     return views[chosen.view].images.filter((at) =>
       (chosen.label === "" || data.true[at] === chosen.label)
       && (chosen.prediction === "" || data.predicted[at] === chosen.prediction)
-      && tokens.every((token) => words[at].includes(token) || String(data.index[at]) === token));
+      && tokens.every((token) => words[at].includes(token) || String(data.index[at]) === token.replace(/^#/, "")));
   }
 
   function update(changes = {}) {

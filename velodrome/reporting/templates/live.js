@@ -4,7 +4,7 @@
 (() => {
   const EVERY_MS = 10_000, LATER_MS = 1_000;
   const isBusy = () => document.hidden || document.querySelector("dialog[open]")
-    || document.activeElement?.matches("input, select, figure.chart");
+    || document.activeElement?.matches("input, select, figure.chart") || getSelection().type === "Range";
   const reload = () => isBusy() ? setTimeout(reload, LATER_MS) : location.reload();
   setTimeout(reload, EVERY_MS);
 })();
