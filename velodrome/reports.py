@@ -7,7 +7,7 @@ from pathlib import Path
 
 from velodrome.errors import RunError
 from velodrome.evaluation.diagnosis import write_diagnosis
-from velodrome.reporting.page import write_report
+from velodrome.reporting.page import LIVE_MARK, write_report
 from velodrome.run.folder import RunFolder, open_run
 from velodrome.run.lock import is_locked
 
@@ -26,6 +26,14 @@ def report(path: Path | str, output: Path | None = None) -> Path:
     if live and not is_live(folder):  # it has come to its end meanwhile
         page = _write(folder, output, live=False)
     return page
+
+
+def has_final_page(folder: RunFolder) -> bool:
+    """Whether the page of a run is there, and is not the one that it had while it trained."""
+    try:
+        return LIVE_MARK not in folder.report.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def is_live(folder: RunFolder) -> bool:

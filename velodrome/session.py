@@ -34,7 +34,7 @@ from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import resnet9
-from velodrome.reports import show
+from velodrome.reports import has_final_page, show
 from velodrome.resumption import restore
 from velodrome.run.checkpoint import KEEP, load_weights
 from velodrome.run.environment import describe_environment
@@ -177,11 +177,12 @@ def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
 
 
 def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
-    """Say so, and make the page again, in case a kill on the last few metres prevented it."""
+    """Say so, and make the page if a kill on the last few metres prevented it."""
     if progress:
         sys.stderr.write(f"{folder.path} has finished already; nothing is left to do.\n")
-    with contextlib.suppress(RunError):  # of a run that may only be read, the page stays as it is
-        show(folder)
+    if not has_final_page(folder):
+        with contextlib.suppress(RunError):  # of a run that may only be read, the page stays as it is
+            show(folder)
     return Run(folder)
 
 

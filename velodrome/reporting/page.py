@@ -16,6 +16,9 @@ from velodrome.reporting import calibration, curves, text
 from velodrome.reporting.content import gather
 from velodrome.run.folder import RunFolder, write_atomically
 
+# The note, in page.html, that only a live page has.
+LIVE_MARK = 'id="live"'
+
 
 @dataclass(frozen=True)
 class Script:
