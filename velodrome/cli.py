@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -38,7 +39,7 @@ if typing.TYPE_CHECKING:
     from velodrome.runs import Run
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for each way to end)
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     # A stream that the caller has closed is None; what is written to it goes nowhere.
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", VelodromeWarning)
             warnings.showwarning = _show_warning
             _COMMANDS[arguments.command](arguments)
-        return _flushed()
+        sys.stdout.flush()
+        return EXIT_DONE
     except VelodromeError as error:
         _say(f"velodrome: {error}")
         return error.exit_code
@@ -64,23 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone, as `| head` does; a run never ends by this, only its last line.
         sys.stdout = _nowhere()
         return EXIT_DONE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _not_printed(error)
         traceback.print_exc()
         _say(f"velodrome {velodrome.__version__}: this is our fault, not yours. Please report it.")
         return EXIT_OUR_FAULT
 
 
-def _flushed() -> int:
-    """Bring what was printed to where it goes; returns the exit code."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.stdout = _nowhere()
-        _say(f"velodrome: what it printed cannot be written: {error.strerror}.")
-        return EXIT_PARTLY
-    return EXIT_DONE
+def _not_printed(error: OSError) -> int:
+    """Say that what a command printed does not fit where it goes, as no file of ours raises an OSError."""
+    with contextlib.suppress(OSError, ValueError):  # so that Python does not try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _say(f"velodrome: what it printed cannot be written: {error.strerror}.")
+    return EXIT_PARTLY
 
 
 def _config(arguments: argparse.Namespace) -> Config:

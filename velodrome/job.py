@@ -181,7 +181,6 @@ def describe(folder: RunFolder, job: Job) -> None:
         write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
     channels_first = (3, *job.splits.train.images_u8.shape[1:3])
     write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
-    write_samples(folder, job.splits.train, job.loader)
     folder.checkpoints.mkdir(exist_ok=True)
 
 
@@ -202,6 +201,8 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
         try:
             with _listening(folder, job, progress=progress) as tell:
                 tell(_started(folder, job))
+                with contextlib.suppress(RunError):  # pictures; what matters says so if the disk is full
+                    write_samples(folder, job.splits.train, job.loader)
                 _show_live(folder)
                 # Dropout draws from the global generators; the caller gets them back as they were.
                 with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
@@ -223,6 +224,8 @@ def _show_live(folder: RunFolder) -> None:
     """Show the run as it stands. A page that cannot be made is no reason to lose the training."""
     try:
         show(folder, live=True)
+    except RunError:  # the next checkpoint says so if the disk is full
+        pass
     except Exception as error:
         warnings.warn(f"There is no page of the run yet: {error}", VelodromeWarning, stacklevel=2)
 
@@ -302,9 +305,9 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
     """Score the trained network on every test image and write the results; result.json comes last."""
     state, config = job.state, job.config
     trained = Trained(state.model, job.normalisation, job.device, config.run.precision)
+    save_weights(folder.model, state.tensors()["model"], _about_model(job))
     test, train = job.splits.test, job.splits.train
     figures = write_results(folder, trained, test, data=config.data.data, train=train)
-    save_weights(folder.model, state.tensors()["model"], _about_model(job))
     last = state.history[-1]
     assert figures.accuracy_tta is not None, "results have it"
     finished = RunFinished(figures.accuracy, figures.accuracy_tta, state.clock.elapsed_s())

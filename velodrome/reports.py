@@ -42,8 +42,9 @@ def is_live(folder: RunFolder) -> bool:
 
 
 def _write(folder: RunFolder, output: Path | None, *, live: bool) -> Path:
-    with contextlib.suppress(RunError):  # where nothing can be written, the page shows the diagnosis there is
-        write_diagnosis(folder, live=live)
+    if not live:  # else that is for the process that trains
+        with contextlib.suppress(RunError):  # where nothing can be written, the page shows what there is
+            write_diagnosis(folder)
     return write_report(folder, output, live=live)
 
 

@@ -307,6 +307,7 @@ def test_the_report_of_an_interrupted_run_is_made_or_one_line_says_why_not(
     name: str, harm: Harm, interrupted: Path, run_here: RunHere
 ) -> None:
     harm(interrupted / name)
+    (interrupted / "report.html").unlink()
     code, errors = run_here("report", str(interrupted))
     if code == 0:
         assert errors == ""
