@@ -70,7 +70,7 @@ def files_up_to(size: int) -> Iterator[None]:
         (16_000, 1, "step-00000001"),
         (31_000, 1, "step-00000001"),
         (32_200, 1, "model.safetensors"),  # it has more to say of itself than the weights of a checkpoint
-        (40_000, 1, "report.html"),
+        (90_000, 1, "report.html"),  # the weights and 20 pictures fit, the page does not
     ],
 )
 def test_a_file_that_does_not_fit_on_the_disk_is_one_clear_line(
