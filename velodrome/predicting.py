@@ -31,7 +31,7 @@ from velodrome.data.imageset import ImageSet, ImagesU8
 from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, visible
 from velodrome.evaluation.gradcam import DEFAULT_LAYER, check_stage, gradcam
 from velodrome.evaluation.overlay import PANEL, explain_picture, png
-from velodrome.evaluation.predict import Classifier, logits_of
+from velodrome.evaluation.predict import Classifier, device_of, logits_of
 from velodrome.run.folder import write_atomically, writing
 
 PICTURE_SUFFIX = ".gradcam.png"
@@ -195,7 +195,7 @@ def _answer(
     ]
     pictures: list[Path | None] = [None] * len(images)
     if names:
-        batch = normalise(torch.from_numpy(shown).to(_device_of(classifier)), classifier.normalisation)
+        batch = normalise(torch.from_numpy(shown).to(device_of(classifier)), classifier.normalisation)
         targets = labels[:, :CLASSES_EXPLAINED].to(batch.device)
         maps = gradcam(classifier.network, batch, targets, layer=layer).cpu().numpy()
         pictures = [
@@ -215,7 +215,7 @@ def _ranked(classifier: Classifier, shown: ImagesU8, paths: Sequence[str]) -> tu
         classifier.network,
         images,
         classifier.normalisation,
-        device=_device_of(classifier),
+        device=device_of(classifier),
         precision="fp32",
     )
     if not logits.isfinite().all():
@@ -226,10 +226,6 @@ def _ranked(classifier: Classifier, shown: ImagesU8, paths: Sequence[str]) -> tu
     # Of logits, as small probabilities may be equal after rounding.
     ranked = logits.sort(dim=1, descending=True, stable=True)
     return ranked.values.softmax(1), ranked.indices
-
-
-def _device_of(classifier: Classifier) -> torch.device:
-    return next((weight.device for weight in classifier.parameters()), torch.device("cpu"))
 
 
 # Pictures.

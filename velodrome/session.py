@@ -268,9 +268,8 @@ def predict(
     Raises:
         VelodromeError: there is no such run, the network has no such stage, or `explain` cannot be written.
     """
-    place = None if explain is None else Path(explain)
     return predict_files(
-        load(_folder_of(run).path), images, top=top, explain=place, layer=layer or DEFAULT_LAYER
+        load(_folder_of(run).path), images, top=top, explain=explain, layer=layer or DEFAULT_LAYER
     )
 
 

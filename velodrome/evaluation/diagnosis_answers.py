@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from velodrome.evaluation.diagnosis_evidence import CannotCheckError, Evidence, Finding, Severity, number
+from velodrome.evaluation.diagnosis_evidence import CannotCheckError, Evidence, Finding, Severity
 from velodrome.evaluation.diagnosis_rules import (
     ENOUGH,
     HARDLY,
@@ -23,6 +23,7 @@ from velodrome.evaluation.diagnosis_rules import (
     regularise,
 )
 from velodrome.evaluation.mistakes import likely_label_errors
+from velodrome.run.folder import number
 
 # How far the recall of a class may lie below the mean of the others. "cat" is 11 points behind in the
 # reference on CIFAR-10, which is good to know, and 19 after three epochs, which is usual.

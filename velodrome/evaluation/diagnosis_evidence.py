@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from velodrome.config import USUAL_LR, read_yaml
 from velodrome.errors import ConfigError, RunError
 from velodrome.run.answers import Answers, read_answers
-from velodrome.run.folder import RunFolder
+from velodrome.run.folder import RunFolder, epochs_told, last_start, number
 
 Severity = Literal["problem", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")  # the gravest first
@@ -186,7 +186,7 @@ class Evidence:
     @cached_property
     def started(self) -> Mapping[str, Any]:
         """How training began, or last went on; empty where the log does not say."""
-        return next((event for event in reversed(self.events) if event.get("event") == "RunStarted"), {})
+        return last_start(self.events)
 
     @cached_property
     def stopped(self) -> Mapping[str, Any] | None:
@@ -201,10 +201,7 @@ class Evidence:
     @cached_property
     def curve(self) -> Curve:
         """The finite train losses of all steps of complete epochs, in order."""
-        # After a resume the log tells of some epochs twice; the later telling is the one that counts.
-        told = {
-            number(event.get("epoch")): event for event in self.events if event.get("event") == "EpochDone"
-        }
+        told = epochs_told(self.events)
         found: list[object] = []
         for row in self.history:
             steps = told.get(row.get("epoch"), {}).get("step_losses")
@@ -327,16 +324,6 @@ def gather_evidence(folder: RunFolder, *, live: bool) -> Evidence:
 def moving_mean(values: Floats, window: int) -> Floats:
     """Means over so many neighbours, (S - window + 1,)."""
     return np.convolve(values, np.full(window, 1 / window), "valid")
-
-
-def number(value: object) -> float | None:
-    """The value as a finite number, None where it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond all floats
-        return None
 
 
 def _read_settings(folder: RunFolder) -> Mapping[str, Any]:

@@ -20,8 +20,8 @@ from velodrome.evaluation.diagnosis_evidence import (
     Finding,
     Floats,
     moving_mean,
-    number,
 )
+from velodrome.run.folder import number
 
 # Training accuracy is measured on augmented images, so a healthy run has a small gap: 4.6 points after 24
 # epochs of the reference on CIFAR-10. Without augmentation, on 4,000 or 12,000 of its images, it is 38 or 24.

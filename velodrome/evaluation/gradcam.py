@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from velodrome.device import autocast
 from velodrome.errors import ConfigError, did_you_mean
-from velodrome.evaluation.predict import evaluating
+from velodrome.evaluation.predict import device_of, evaluating
 
 # The stage whose maps are shown unless another is asked for: 8x8 of a 32x32 image.
 DEFAULT_LAYER = "layer2"
@@ -84,7 +84,7 @@ def check_stage(network: nn.Module, image_size: tuple[int, int], layer: str) -> 
     Raises:
         ConfigError: the network has no such stage, or its output has no positions.
     """
-    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     gradcam(
         network,
         torch.zeros(1, 3, *image_size, device=device),

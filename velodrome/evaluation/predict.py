@@ -46,6 +46,11 @@ def logits_of(
         return torch.cat(answers).cpu()
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of a model are; the CPU for one without any."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; afterwards every module is in the mode in which it was."""

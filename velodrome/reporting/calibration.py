@@ -10,6 +10,7 @@ from typing import Any
 from velodrome.reporting import text
 from velodrome.reporting.curves import Tick
 from velodrome.reporting.tables import Table, listing, mapping
+from velodrome.run.folder import number
 
 # The diagram in SVG units: a square of shares, and under it the strip that counts the images of each bin.
 WIDTH, HEIGHT = 400, 470
@@ -119,8 +120,8 @@ def read_calibration(found: Mapping[str, Any]) -> Calibration | None:
 
 def _read_bin(value: Mapping[str, Any]) -> _Bin | None:
     """A bin with images, None for one without and for what is no bin."""
-    images = text.number(value.get("images"))
-    shares = [text.number(value.get(key)) for key in ("low", "high", "confidence", "accuracy")]
+    images = number(value.get("images"))
+    shares = [number(value.get(key)) for key in ("low", "high", "confidence", "accuracy")]
     inside = [share for share in shares if share is not None and 0 <= share <= 1]
     if len(inside) < 4 or images is None or images < 1 or inside[0] >= inside[1]:
         return None
@@ -159,7 +160,7 @@ def _row(bin_: _Bin) -> tuple[str, ...]:
 def _sentences(found: Mapping[str, Any], bins: Sequence[_Bin]) -> list[str]:
     images = sum(bin_.images for bin_ in bins)
     accuracy = sum(bin_.images * bin_.accuracy for bin_ in bins) / images
-    confidence = text.number(found.get("mean_confidence"))
+    confidence = number(found.get("mean_confidence"))
     if confidence is None:
         confidence = sum(bin_.images * bin_.confidence for bin_ in bins) / images
     worst = max(bins, key=lambda bin_: bin_.error)

@@ -22,7 +22,7 @@ from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
 from velodrome.reporting.samples import Samples, gather_samples
 from velodrome.reporting.tables import Column, Fact, Table, listing, mapping, tabulate, with_values
 from velodrome.run.answers import Answers, read_answers
-from velodrome.run.folder import RunFolder
+from velodrome.run.folder import RunFolder, epochs_told, last_start, number
 
 Events = Sequence[Mapping[str, Any]]
 History = Sequence[Mapping[str, float | None]]
@@ -98,7 +98,7 @@ def gather(folder: RunFolder) -> Content:
     events, history = folder.read_events(), folder.read_history()
     _check_epochs(folder, history)
     result = folder.read_json(folder.result)
-    known = {**_started(events), **(result or {})}
+    known = {**last_start(events), **(result or {})}
     environment = folder.read_json(folder.environment) or {}
     gaps: dict[str, str] = {}
     evaluated = mapping(_unless_gap({}, "", lambda run: read_object(run, run.evaluation), folder))
@@ -155,14 +155,9 @@ def _answers(gaps: dict[str, str], folder: RunFolder, classes: object) -> Answer
         return answers
 
 
-def _started(events: Events) -> Mapping[str, Any]:
-    """How training began, or last went on; empty where the log does not say."""
-    return next((event for event in reversed(events) if event.get("event") == "RunStarted"), {})
-
-
 def _check_epochs(folder: RunFolder, history: History) -> None:
     """Check that the epochs of the history can be an axis."""
-    epochs = [text.number(row["epoch"]) for row in history]
+    epochs = [number(row["epoch"]) for row in history]
     pairs = zip([0.0, *epochs], epochs, strict=False)
     if not all(before is not None and after is not None and before < after for before, after in pairs):
         raise RunError(
@@ -246,8 +241,7 @@ def _charts(events: Events, history: History) -> tuple[Drawing, ...]:
 
 def _step_charts(events: Events, epochs: Sequence[float]) -> Iterator[Chart]:
     """Learning rate and loss of every step, where the event log has them."""
-    # After a resume the log tells of some epochs twice; the later telling is the one that counts.
-    told = {text.number(event.get("epoch")): event for event in events if event.get("event") == "EpochDone"}
+    told = epochs_told(events)
     steps: list[float] = []
     losses: list[float | None] = []
     rates: list[float | None] = []
@@ -255,8 +249,8 @@ def _step_charts(events: Events, epochs: Sequence[float]) -> Iterator[Chart]:
         event = told.get(epoch, {})
         found = event.get("step_losses") or ()
         steps += [(epoch - 1) * len(found) + number for number in range(1, len(found) + 1)]
-        losses += [text.number(loss) for loss in found]
-        rates += [text.number(rate) for rate in event.get("step_lrs") or ()]
+        losses += [number(loss) for loss in found]
+        rates += [number(rate) for rate in event.get("step_lrs") or ()]
     if steps and len(rates) == len(steps):
         line = Series("rate", "Learning rate", rates)
         yield Chart("rate", "Learning rate", "step", steps, [line], text.rate, from_zero=True)

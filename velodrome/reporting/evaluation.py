@@ -10,7 +10,7 @@ from velodrome.reporting import text
 from velodrome.reporting.calibration import Calibration, read_calibration
 from velodrome.reporting.gaps import Gap, damaged, read_object
 from velodrome.reporting.tables import Fact, Table, listing, mapping, with_values
-from velodrome.run.folder import RunFolder
+from velodrome.run.folder import RunFolder, number
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def gather_evaluation(folder: RunFolder) -> Evaluation:
         Gap: it is missing or damaged.
     """
     found = read_object(folder, folder.evaluation)
-    if text.number(found.get("accuracy")) is None:
+    if number(found.get("accuracy")) is None:
         raise damaged(folder, folder.evaluation, "it has no accuracy")
     calibration = read_calibration(mapping(found.get("calibration")))
     facts = (
@@ -89,7 +89,7 @@ def _interval(value: object, write: Any) -> str | None:
 
 
 def _duplicates(found: Mapping[str, Any]) -> Duplicates | None:
-    images = text.number(found.get("images"))
+    images = number(found.get("images"))
     if images is None:
         return None
     rows = tuple(

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+
+from velodrome.run.folder import number
 
 NONE = "–"
 
 # Neither HTML nor UTF-8 can hold these; a name that was read from a file may.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-
-
-def number(value: object) -> float | None:
-    """The value as a finite number, None where it is not one."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:  # an integer beyond all floats
-            return None
-    return None
 
 
 def percent(value: object) -> str:

@@ -6,11 +6,12 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,26 @@ class RunFolder:
         if not isinstance(value, dict):
             raise _damaged(path, ValueError("it is not a JSON object"))
         return value
+
+
+def last_start(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """How training began, or last went on; empty where the log does not say."""
+    return next((event for event in reversed(events) if event.get("event") == "RunStarted"), {})
+
+
+def epochs_told(events: Sequence[Mapping[str, Any]]) -> dict[float | None, Mapping[str, Any]]:
+    """The EpochDone of each epoch. After a resume the log tells of some twice; the later telling counts."""
+    return {number(event.get("epoch")): event for event in events if event.get("event") == "EpochDone"}
+
+
+def number(value: object) -> float | None:
+    """A value that was read from a file as a finite number, None where it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
 def create_run(runs_dir: Path, name: str | None, recipe: str, fill: Callable[[RunFolder], None]) -> RunFolder:
