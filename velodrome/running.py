@@ -1,0 +1,274 @@
+"""A prepared job carried to its end: training with checkpoints and a live page, then results and report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from velodrome.config import settings_of_training, to_yaml
+from velodrome.device import memory_kept
+from velodrome.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PARTLY,
+    EXIT_RESUMABLE,
+    InterruptedRunError,
+    RunError,
+    TrainingError,
+    VelodromeWarning,
+)
+from velodrome.evaluation.gallery import write_samples
+from velodrome.evaluation.results import Trained, write_results
+from velodrome.events import (
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Sink,
+)
+from velodrome.job import Job, score_on, train_pflop
+from velodrome.models.summary import summarize
+from velodrome.reports import show
+from velodrome.run.checkpoint import save_checkpoint, save_weights
+from velodrome.run.environment import bits_depend_on, describe_environment
+from velodrome.run.folder import RunFolder, write_atomically, write_json
+from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
+from velodrome.run.stopping import Every, StopRequest
+from velodrome.training.loop import Scores, fit, raise_if_not_finite
+from velodrome.training.schedule import make_schedule
+from velodrome.training.state import Meter
+
+# How often the device is asked, within an epoch, whether the loss is still finite.
+WATCH_S = 2.0
+# The page is made again after an epoch, unless that was less than this ago.
+PAGE_S = 5.0
+
+Tell = Callable[[Event], None]
+
+
+def describe(folder: RunFolder, job: Job) -> None:
+    """Write down what is known before training starts or goes on."""
+    # The folder itself is the name; without it in the settings they can be used for another run.
+    nameless = replace(job.config, run=replace(job.config.run, name=None))
+    write_atomically(folder.config, to_yaml(nameless))
+    if not folder.recorded_environment():  # it tells how the run began
+        write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
+    channels_first = (3, *job.splits.train.images_u8.shape[1:3])
+    write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
+    folder.checkpoints.mkdir(exist_ok=True)
+
+
+def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
+    """Train from wherever the state stands to the end, then evaluate and report.
+
+    Args:
+        folder: of the run.
+        job: prepared; its state is changed in place.
+        progress: show it on stderr.
+
+    Raises:
+        InterruptedRunError: a signal asked for a stop; the run can be resumed.
+        TrainingError: the loss is not finite.
+        RunError: the run folder cannot be written; what was written before can be resumed.
+    """
+    with StopRequest() as stop, memory_kept(job.device):
+        try:
+            with _listening(folder, job, progress=progress) as tell:
+                tell(_started(folder, job))
+                with contextlib.suppress(RunError):  # pictures; what matters says so if the disk is full
+                    write_samples(folder, job.splits.train, job.loader)
+                _show_live(folder)
+                # Dropout draws from the global generators; the caller gets them back as they were.
+                with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+                    _train(folder, job, tell, stop)
+                tell(_finish(folder, job))
+            show(folder)
+        except RunError as error:
+            error.exit_code = EXIT_PARTLY
+            raise
+        except (InterruptedRunError, TrainingError):
+            with contextlib.suppress(RunError):  # why training ended is what matters now
+                show(folder)
+            raise
+        except KeyboardInterrupt as error:  # the second Ctrl-C
+            raise _interrupted(folder, "Stopped at once; the last checkpoint is kept.") from error
+
+
+def _show_live(folder: RunFolder) -> None:
+    """Show the run as it stands. A page that cannot be made is no reason to lose the training."""
+    try:
+        show(folder, live=True)
+    except RunError:  # the next checkpoint says so if the disk is full
+        pass
+    except Exception as error:
+        warnings.warn(f"There is no page of the run yet: {error}", VelodromeWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def _listening(folder: RunFolder, job: Job, *, progress: bool) -> Iterator[Tell]:
+    """A function that passes an event on to everything that listens; all are closed at the end."""
+    with contextlib.ExitStack() as open_sinks:
+        sinks: list[Sink] = []
+
+        def add(sink: Sink) -> None:
+            sinks.append(sink)
+            open_sinks.callback(sink.close)
+
+        def tell(event: Event) -> None:
+            for sink in sinks:
+                sink.handle(event)
+
+        add(HistoryFile(folder, job.state.history))
+        add(EventLog(folder))
+        if progress:
+            add(_display(job.state.meter))
+        yield tell
+
+
+def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
+    state, config = job.state, job.config
+    lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
+    events = fit(
+        state,
+        job.loader,
+        lr_at,
+        config.train,
+        precision=config.run.precision,
+        seed=config.run.seed,
+        score=lambda network: _scores_if_due(network, job),
+        compiled=config.run.compile,
+    )
+    every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
+    watch, checkpoint_due, page_due = Every(WATCH_S), Every(every_s), Every(PAGE_S)
+    try:
+        for event in events:
+            tell(event)
+            if watch.is_due():
+                raise_if_not_finite(state, lr_at)
+            if state.meter.done == job.loader.steps_per_epoch:
+                continue  # the end of the epoch comes next, with a checkpoint of its own
+            if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
+                # Asked first, so that no checkpoint holds a broken network.
+                raise_if_not_finite(state, lr_at)
+                _save(folder, job, tell)
+                if isinstance(event, EpochDone) and page_due.is_due():
+                    _show_live(folder)
+            if stop.signal and state.step < job.total_steps:
+                tell(RunStopped(state.step, signal.Signals(stop.signal).name))
+                where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
+                raise _interrupted(folder, where, stop.signal)
+    except TrainingError as error:
+        tell(RunStopped(state.step, error.problem))
+        raise
+
+
+def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
+    state = job.state
+    settings = settings_of_training(job.config)
+    numbers = {**state.numbers(), "seed": job.config.run.seed, "settings": settings, **bits_depend_on()}
+    tell(CheckpointSaved(save_checkpoint(folder, state.step, state.tensors(), numbers), state.step))
+
+
+def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> InterruptedRunError:
+    code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_RESUMABLE
+    return InterruptedRunError(where, f"Go on with: velodrome resume {shlex.quote(str(folder.path))}", code)
+
+
+def _finish(folder: RunFolder, job: Job) -> RunFinished:
+    """Score the trained network on every test image and write the results; result.json comes last."""
+    state, config = job.state, job.config
+    trained = Trained(state.model, job.normalisation, job.device, config.run.precision, config.evaluate.tta)
+    save_weights(folder.model, state.tensors()["model"], _about_model(job))
+    test, train = job.splits.test, job.splits.train
+    results = write_results(folder, trained, test, data=config.data.data, train=train)
+    figures = results.figures
+    last = state.history[-1]
+    assert figures.accuracy_tta is not None, "results have it"
+    finished = RunFinished(figures.accuracy, figures.accuracy_tta, state.clock.elapsed_s())
+    result = {
+        "test_accuracy": finished.test_accuracy,
+        "test_accuracy_tta": finished.test_accuracy_tta,
+        "test_loss": figures.nll,
+        "train_accuracy": last.train_acc,
+        "train_loss": last.train_loss,
+        "val_accuracy": last.val_acc,
+        "val_loss": last.val_loss,
+        "train_seconds": finished.train_seconds,
+        "predict_seconds": results.predict_s,
+        "train_pflop": train_pflop(job),
+        "epochs": state.epoch,
+        "params": _count_parameters(state.model),
+        "images_per_s": state.epoch * len(job.splits.train) / finished.train_seconds,
+        "device": job.device.type,
+        "precision": config.run.precision,
+        "seed": config.run.seed,
+        "data": config.data.data,
+        "recipe": config.recipe,
+        "classes": list(figures.classes),
+    }
+    write_json(folder.result, result)
+    return finished
+
+
+def _about_model(job: Job) -> dict[str, object]:
+    """What a reader of model.safetensors needs to know; equal for equal training."""
+    return {
+        "classes": list(job.splits.train.classes),
+        "mean": list(job.normalisation.mean),
+        "std": list(job.normalisation.std),
+        "model": dataclasses.asdict(job.config.model),
+        "image_size": job.splits.train.images_u8.shape[1],
+    }
+
+
+def _scores_if_due(network: nn.Module, job: Job) -> Scores:
+    """Loss and accuracy on the validation images, if any, and on the test images, as often as is wanted."""
+    epoch, every = job.state.epoch + 1, job.config.evaluate.score_every
+    is_due = every > 0 and (epoch % every == 0 or epoch == job.config.train.epochs)
+    # The results have the test images' figures anyway; nothing else has those of the validation images.
+    with_val = job.splits.val is not None and (is_due or epoch == job.config.train.epochs)
+    nothing = (None, None)
+    val = score_on(network, job, job.splits.val) if with_val and job.splits.val else nothing
+    test = score_on(network, job, job.splits.test) if is_due else nothing
+    return Scores(*val, *test)
+
+
+def _started(folder: RunFolder, job: Job) -> RunStarted:
+    return RunStarted(
+        run=str(folder.path),
+        recipe=job.config.recipe,
+        data=job.config.data.data,
+        device=job.device.type,
+        precision=job.config.run.precision,
+        params=_count_parameters(job.state.model),
+        epochs=job.config.train.epochs,
+        steps_per_epoch=job.loader.steps_per_epoch,
+        train_images=len(job.splits.train),
+        step=job.state.step,
+    )
+
+
+def _count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _display(meter: Meter) -> Sink:
+    """A live bar on a terminal, plain lines elsewhere."""
+
+    def read() -> tuple[float, float]:
+        figures = meter.read()
+        return figures.loss, figures.accuracy
+
+    return LiveDisplay(read) if sys.stderr.isatty() else PlainDisplay(read)
