@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from velodrome import recipes as recipes
+    from velodrome.bench_results import Bench as Bench
+    from velodrome.benching import bench as bench
     from velodrome.config import Config as Config
     from velodrome.config import override as override
     from velodrome.errors import VelodromeError as VelodromeError
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from velodrome.session import train as train
 
 _HOMES = {
+    "Bench": ("velodrome.bench_results", "Bench"),
+    "bench": ("velodrome.benching", "bench"),
     "Config": ("velodrome.config", "Config"),
     "override": ("velodrome.config", "override"),
     "VelodromeError": ("velodrome.errors", "VelodromeError"),
@@ -52,10 +56,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Bench",
     "Config",
     "LRFinding",
     "Run",
     "VelodromeError",
+    "bench",
     "evaluate",
     "load",
     "lr_find",

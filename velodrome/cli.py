@@ -100,7 +100,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 def _train(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     if arguments.print_config:
-        _print_json(to_dict(config)) if arguments.json else sys.stdout.write(to_yaml(config))
+        _print_config(config, arguments)
         return
     from velodrome import session
 
@@ -109,6 +109,10 @@ def _train(arguments: argparse.Namespace) -> None:
         _print_json(plan) if arguments.json else _print_table(plan)
         return
     _tell_result(session.train(config, progress=not arguments.quiet), arguments)
+
+
+def _print_config(config: Config, arguments: argparse.Namespace) -> None:
+    _print_json(to_dict(config)) if arguments.json else sys.stdout.write(to_yaml(config))
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -229,6 +233,36 @@ def _report(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{path}\n")
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    config, runs = _config(arguments), _whole_number("--runs", arguments.runs)
+    if arguments.print_config:
+        _print_config(config, arguments)
+        return
+    from velodrome import bench_results, benching
+
+    bench_results.check_output(arguments.output)
+    if arguments.dry_run:
+        plan = benching.plan(config, runs=runs, against=arguments.against)
+        _print_json(plan) if arguments.json else _print_table(plan)
+        return
+    found = benching.bench(
+        config,
+        runs=runs,
+        against=arguments.against,
+        against_accuracy=arguments.against_accuracy,
+        progress=not arguments.quiet,
+    )
+    if arguments.output:
+        bench_results.append(arguments.output, f"{found}\n")
+    if arguments.json:
+        _print_json({"path": str(found.path), **found.to_dict()})
+    else:
+        sys.stdout.write(f"The table is in {arguments.output}\n" if arguments.output else f"{found}\n")
+    failed = benching.what_failed(found)
+    if failed:
+        raise PartlyError(*failed)
+
+
 def _summary(arguments: argparse.Namespace) -> None:
     flags = settings_given(arguments)
     if arguments.name is not None:
@@ -306,6 +340,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "report": _report,
+    "bench": _bench,
     "summary": _summary,
     "doctor": _doctor,
 }

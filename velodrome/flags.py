@@ -78,6 +78,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         "evaluate": _add_evaluate(commands),
         "predict": _add_predict(commands),
         "report": _add_report(commands),
+        "bench": _add_bench(commands),
         "summary": _add_summary(commands),
         "doctor": _add_doctor(commands),
     }
@@ -92,13 +93,18 @@ def _add_command(commands: Any, name: str, about: str) -> Any:
 
 def _add_train(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "train", "train, evaluate and report: one run folder")
+    _add_training(parser)
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """The recipe and everything that may be said about how it is trained."""
     _add_recipe(parser)
     parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what would happen and stop")
     _add_output_flags(parser)
     for section in SECTIONS:
         _add_settings(parser, section)
-    return typing.cast(argparse.ArgumentParser, parser)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +181,23 @@ def _add_report(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "report", "write the page of a run again, from its folder alone")
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--output", type=Path, metavar="F", help="HTML file; else RUN/report.html")
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_bench(commands: Any) -> argparse.ArgumentParser:
+    about = "time to accuracy over several seeds, with the machine's ceiling; also against another program"
+    parser = _add_command(commands, "bench", about)
+    group = parser.add_argument_group(
+        "bench", "What is measured. With the --name of a bench that was stopped, it goes on."
+    )
+    group.add_argument("--runs", default="5", metavar="N", help="runs, each with a seed more (default: 5)")
+    rival = "command line of another program, to be run in turn with ours, for the ratio of wall times"
+    group.add_argument("--against", metavar="COMMAND", help=rival)
+    words = "regular expression with one group: the accuracy in the output of that program; the last counts"
+    group.add_argument("--against-accuracy", metavar="REGEX", help=words)
+    file = "Markdown file that the table is appended to; else it is printed"
+    group.add_argument("--output", type=Path, metavar="FILE", help=file)
+    _add_training(parser)
     return typing.cast(argparse.ArgumentParser, parser)
 
 
