@@ -313,8 +313,8 @@ def test_the_page_follows_the_run_and_stands_still_at_its_end(
         show(folder, live=live)
         pages.append((live, len(folder.read_history()), "location.reload" in folder.report.read_text()))
 
-    monkeypatch.setattr("velodrome.job.show", note)
-    monkeypatch.setattr("velodrome.job.PAGE_S", 0.0)
+    monkeypatch.setattr("velodrome.running.show", note)
+    monkeypatch.setattr("velodrome.running.PAGE_S", 0.0)
     vd.train(small(tmp_path), progress=False)
     assert pages == [(True, 0, True), (True, 1, True), (True, 2, True), (False, 2, False)]
 
@@ -346,7 +346,7 @@ def test_a_page_that_cannot_be_made_does_not_end_the_training(
             raise ValueError("a template is wrong")
         show(folder)
 
-    monkeypatch.setattr("velodrome.job.show", fail_while_live)
+    monkeypatch.setattr("velodrome.running.show", fail_while_live)
     with pytest.warns(VelodromeWarning, match="There is no page of the run yet: a template is wrong"):
         run = vd.train(small(tmp_path), progress=False)
     assert run.result["epochs"] == 2

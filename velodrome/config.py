@@ -6,6 +6,7 @@ and the flag `--batch-size`. Names are unique over all sections, so files and fl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -24,7 +25,7 @@ from velodrome.errors import ConfigError, did_you_mean
 Auto = Literal["auto"]
 
 # LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
-USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3}
+USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3, "muon": 0.1}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,30 @@ def between(low: float, high: float) -> Rule:
     return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
 
 
+def resolution_parts(text: str) -> list[tuple[int, float]]:
+    """What `resolutions` says: sides in pixels, each with its share of the training.
+
+    Raises:
+        ValueError: it is not a list of PIXELS:SHARE, or a number is not above 0.
+    """
+    parts = [
+        (int(side), float(share)) for side, _, share in (part.partition(":") for part in text.split(","))
+    ]
+    if any(side < 1 or not 0 < share < math.inf for side, share in parts):
+        raise ValueError
+    return parts
+
+
+def _are_resolutions(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(resolution_parts(text))
+    return False
+
+
+RESOLUTIONS = Rule(
+    "a list of PIXELS:SHARE such as 20:2,24:2,28:1,32:1, which gives a third of the training to 20 pixels",
+    _are_resolutions,
+)
 FOLDER_NAME = Rule(
     "a plain folder name: no slash, not empty, not starting with a dot, at most 100 bytes",
     lambda name: (
@@ -94,6 +119,15 @@ class AugmentSection:
         "zero", "what the padding holds: black or the mirror image"
     )
     flip: bool = setting(True, "horizontal flip of half of the images")
+    alternate_flip: bool = setting(
+        False,
+        "with flip: an image and its mirror image by turns, in place of a coin for each time",
+    )
+    resolutions: str | None = setting(
+        None,
+        "side of the training images as training goes on, PIXELS:SHARE,...; else their own",
+        RESOLUTIONS,
+    )
     cutout: int = setting(
         8, "side in pixels of the square that is filled with the mean; 0 turns it off", at_least(0)
     )
@@ -103,9 +137,11 @@ class AugmentSection:
 class ModelSection:
     """Which network."""
 
-    model: Literal["resnet9"] = setting("resnet9", "network")
+    model: Literal["resnet9", "speednet"] = setting("resnet9", "network")
     width: int = setting(
-        64, "channels of the first stage; the others have 2, 4 and 8 times as many", at_least(1)
+        64,
+        "channels of the first stage; the others have 2, 4 and 8 times as many (speednet: 4 and 4)",
+        at_least(1),
     )
     dropout: float = setting(
         0.0, "probability of dropping a feature before the classifier", from_zero_to_below(1)
@@ -118,7 +154,9 @@ class TrainSection:
 
     epochs: int = setting(24, "passes over the training images", at_least(1))
     batch_size: int = setting(512, "images a step; the last batch of an epoch may be smaller", at_least(1))
-    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", "sgd is with Nesterov momentum")
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = setting(
+        "sgd", "sgd has Nesterov momentum; muon is for convolutions, with sgd for the rest"
+    )
     schedule: Literal["one-cycle", "cosine", "constant"] = setting(
         "one-cycle", "learning rate over the steps; LRMIN, peak and anneal are for one-cycle"
     )
@@ -134,15 +172,34 @@ class TrainSection:
     lr_final: float | Auto = setting(
         "auto", "learning rate of the last step; auto: LRMIN, that is no annihilation", at_least(0)
     )
+    head_lr_scale: float = setting(1.0, "learning rate of the classifier, as a multiple of lr", above(0))
+    bias_lr_scale: float = setting(
+        1.0, "learning rate of biases and of batch norm's scales and shifts, as a multiple of lr", above(0)
+    )
     peak: float = setting(5 / 24, "where LRMAX stands, as a fraction of all steps", between(0, 1))
     anneal: Literal["linear", "cosine"] = setting("linear", "shape of the two slopes of one-cycle")
-    momentum: float = setting(0.9, "momentum of sgd, beta1 of adam and adamw", from_zero_to_below(1))
+    momentum: float = setting(0.9, "momentum of sgd and muon, beta1 of adam and adamw", from_zero_to_below(1))
     weight_decay: float = setting(
-        5e-4, "L2 penalty on convolution and linear weights (decoupled with adamw)", at_least(0)
+        5e-4,
+        "L2 penalty on convolution and linear weights (decoupled with adamw; muon: linear ones only)",
+        at_least(0),
     )
     l1: float = setting(0.0, "L1 penalty on convolution and linear weights", at_least(0))
     label_smoothing: float = setting(
         0.0, "share of the target spread over all classes", from_zero_to_below(1)
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    """How it is judged."""
+
+    score_every: int = setting(
+        1, "epochs between scores on validation and test images; 0: after the last epoch only", at_least(0)
+    )
+    tta: Literal["flip", "shift"] = setting(
+        "flip",
+        "test-time augmentation: mean with the mirror image; shift: more views of uncertain images",
     )
 
 
@@ -187,6 +244,7 @@ class Config:
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
     run: RunSection = RunSection()
 
 
@@ -212,6 +270,7 @@ SECTIONS: dict[str, type] = {
     "augment": AugmentSection,
     "model": ModelSection,
     "train": TrainSection,
+    "evaluate": EvaluateSection,
     "run": RunSection,
 }
 

@@ -19,7 +19,6 @@ from velodrome.config import Config, override
 from velodrome.data.image_files import Failure
 from velodrome.data.imageset import ImageSet
 from velodrome.data.labelled_folder import read_labelled_folder
-from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits
 from velodrome.device import pick_device, pick_precision
 from velodrome.errors import DataError, VelodromeWarning, did_you_mean, visible
@@ -28,6 +27,7 @@ from velodrome.evaluation.gradcam import DEFAULT_LAYER, check_stage
 from velodrome.evaluation.metrics import Evaluation
 from velodrome.evaluation.predict import Classifier
 from velodrome.evaluation.results import Baseline, Trained, write_results
+from velodrome.job import make_loader
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder, writing
 
@@ -110,7 +110,8 @@ def ask(classifier: Classifier, config: Config, *, device: str, precision: str |
     same = place.type == config.run.device
     wanted = precision or (config.run.precision if same else "auto")
     network = classifier.network.to(place)
-    return Trained(network, classifier.normalisation, place, pick_precision(wanted, place))
+    precision = pick_precision(wanted, place)
+    return Trained(network, classifier.normalisation, place, precision, config.evaluate.tta)
 
 
 def evaluate_own(
@@ -132,11 +133,10 @@ def evaluate_own(
     splits = load_splits(config.data, config.run.seed)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)
-    batch_size, seed = config.train.batch_size, config.run.seed
-    loader = Loader(splits.train, trained.normalisation, config.augment, batch_size, seed, trained.device)
+    loader = make_loader(config, splits.train, trained.normalisation, trained.device)
     write_samples(folder, splits.train, loader)
-    figures = write_results(folder, trained, test, data=config.data.data, train=splits.train, layer=layer)
-    return Assessment(figures, folder.path)
+    results = write_results(folder, trained, test, data=config.data.data, train=splits.train, layer=layer)
+    return Assessment(results.figures, folder.path)
 
 
 def evaluate_other(
@@ -169,7 +169,7 @@ def evaluate_other(
     shown = os.fsencode(data).decode("utf-8", "replace")
     figures = write_results(
         place, trained, images, data=shown, train=None, baseline=baseline, layer=None, failed=failed
-    )
+    ).figures
     return Assessment(figures, place.path, baseline.change(figures) if baseline else None, tuple(failed))
 
 

@@ -27,7 +27,7 @@ from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
 from velodrome.evaluation.gallery import augmented_batch
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.explaining import Preview
-from velodrome.job import carry_on, describe, prepare, resolve
+from velodrome.job import prepare, resolve, train_pflop
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
@@ -49,6 +49,7 @@ from velodrome.run.folder import (
 )
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, search_display
+from velodrome.running import carry_on, describe
 from velodrome.runs import Run, load, read_config
 from velodrome.training.estimate import images_per_s, memory_gib
 from velodrome.training.optim import STATE_TENSORS
@@ -312,7 +313,8 @@ def plan(config: Config) -> dict[str, object]:
     peak = max(range(job.total_steps), key=lr_at)
     totals = summarize(job.state.model, (3, side, side)).totals
     speed = images_per_s(job.state.model, (3, side, side), precision=job.config.run.precision)
-    images = len(job.splits.train) * settings.epochs
+    # Smaller images, where there are some, count by the work that they make.
+    training_s = 1e15 * train_pflop(job) / (6 * totals.macs) / speed
     memory = memory_gib(
         params=totals.params,
         activation_mb=totals.activations_mb,
@@ -332,8 +334,8 @@ def plan(config: Config) -> dict[str, object]:
         "schedule": f"{settings.schedule}: {lr_at(0):.4g} at step 0, {lr_at(peak):.4g} at step {peak}, "
         f"{lr_at(last):.4g} at step {last}{first_of_all}",
         "images_per_s": round(speed),
-        "training_time": duration(images / speed),
-        "training_s": round(images / speed, 1),
+        "training_time": duration(training_s),
+        "training_s": round(training_s, 1),
         "memory_gib": round(memory, 2),
         # The final weights, and checkpoints of weights and optimizer state, in float32.
         "disk_mb": round(4 * totals.params * (1 + KEEP * (1 + STATE_TENSORS[settings.optimizer])) / 1e6),

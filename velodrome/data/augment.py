@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from velodrome.config import AugmentSection
 from velodrome.data.imageset import Normalisation
@@ -61,7 +63,15 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=device.type == "cuda")
 
 
-def draw_tables(n: int, height: int, width: int, augment: AugmentSection, seed: int, epoch: int) -> Tables:
+def draw_tables(
+    n: int,
+    height: int,
+    width: int,
+    augment: AugmentSection,
+    seed: int,
+    epoch: int,
+    order: NDArray[np.int64] | None = None,
+) -> Tables:
     """Draw the tables of one epoch, on the CPU.
 
     Args:
@@ -71,6 +81,8 @@ def draw_tables(n: int, height: int, width: int, augment: AugmentSection, seed: 
         augment: which augmentations, and how strong.
         seed: of the run.
         epoch: from 0.
+        order: (N,) the image at each position of the epoch; as they come without. Only `alternate_flip` goes
+            by images.
 
     Raises:
         ConfigError: the cutout or the reflected padding does not fit the images.
@@ -79,7 +91,11 @@ def draw_tables(n: int, height: int, width: int, augment: AugmentSection, seed: 
     crop = flip = cutout_at = None
     if augment.crop:
         crop = generator(seed, epoch, CROP).integers(0, 2 * augment.crop + 1, (n, 2))
-    if augment.flip:
+    if augment.flip and augment.alternate_flip:
+        # Drawn once for each image; in two epochs in a row it is seen from both sides (arXiv:2404.00498).
+        first = generator(seed, 0, FLIP).random(n) < 0.5
+        flip = (first if order is None else first[order]) ^ (epoch % 2 == 1)
+    elif augment.flip:
         flip = generator(seed, epoch, FLIP).random(n) < 0.5
     if augment.cutout:
         room = (height - augment.cutout + 1, width - augment.cutout + 1)
@@ -147,6 +163,26 @@ def flip(images_u8: Tensor, flags: Tensor) -> Tensor:
     return torch.where(flags[:, None, None, None], images_u8.flip(2), images_u8)
 
 
+def resize(images_u8: Tensor, side: int) -> Tensor:
+    """Scale images to side x side pixels: bilinear, smoothed where they get smaller, rounded to whole levels.
+
+    Args:
+        images_u8: (N, H, W, C) uint8.
+        side: in pixels.
+
+    Returns:
+        (N, side, side, C) uint8; `images_u8` itself where it has that size.
+    """
+    if images_u8.shape[1:3] == (side, side):
+        return images_u8
+    channels_first = images_u8.permute(0, 3, 1, 2)
+    # Only the CPU has a kernel for bytes, which is many times faster than that for floats.
+    source = channels_first if images_u8.device.type == "cpu" else channels_first.float()
+    scaled = F.interpolate(source, (side, side), mode="bilinear", antialias=True)
+    scaled = scaled if scaled.dtype == torch.uint8 else scaled.round().clamp(0, 255).byte()
+    return scaled.permute(0, 2, 3, 1)
+
+
 def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
     """Scale pixels to [0, 1], subtract the mean, divide by the standard deviation.
 
@@ -183,25 +219,39 @@ def cutout(images: Tensor, cutout_yx: Tensor, size: int) -> Tensor:
     return images.permute(0, 2, 3, 1).masked_fill(hole[..., None], 0).permute(0, 3, 1, 2)
 
 
-def apply(images_u8: Tensor, tables: Tables, augment: AugmentSection, normalisation: Normalisation) -> Tensor:
-    """Crop, flip, normalise and cut out, in this order, as the tables say.
+def apply(
+    images_u8: Tensor,
+    tables: Tables,
+    augment: AugmentSection,
+    normalisation: Normalisation,
+    side: int | None = None,
+) -> Tensor:
+    """Crop, flip, scale to `side`, normalise and cut out, in this order, as the tables say.
 
     Args:
         images_u8: (N, H, W, 3) uint8.
         tables: of these N images, on the same device.
-        augment: the padding, its fill and the cutout's size.
+        augment: the padding, its fill and the cutout's size, in pixels of these images.
         normalisation: of the training images.
+        side: height and width of the result; that of the images without. The cutout is scaled with them.
 
     Returns:
         (N, 3, H, W) float32, channels_last.
     """
+    height, width = images_u8.shape[1:3]
     if tables.crop_yx is not None:
         images_u8 = crop(images_u8, tables.crop_yx, augment.crop, augment.crop_fill)
     if tables.flip is not None:
         images_u8 = flip(images_u8, tables.flip)
+    if side is not None:
+        images_u8 = resize(images_u8, side)
     images = normalise(images_u8, normalisation)
     if tables.cutout_yx is not None:
-        images = cutout(images, tables.cutout_yx, augment.cutout)
+        place, size = tables.cutout_yx, augment.cutout
+        if side is not None:
+            place = place * side // torch.tensor([height, width], device=place.device)
+            size = max(1, round(size * side / height))
+        images = cutout(images, place, size)
     return images
 
 

@@ -55,6 +55,7 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
         "columns": SAMPLES_PER_CLASS,
         "counts": [len(indices) for indices in chosen],
         "augmented": {
+            "image_size": list(augmented.shape[1:3]),
             "columns": SAMPLES_PER_CLASS,
             "labels": [images.classes[label] for label in labels.tolist()],
         },

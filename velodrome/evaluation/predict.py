@@ -46,6 +46,23 @@ def logits_of(
         return torch.cat(answers).cpu()
 
 
+def shifted(images_u8: ImagesU8, pixels: int) -> ImagesU8:
+    """Images moved right and down by so many pixels (left and up below 0); what is missing is reflected.
+
+    Args:
+        images_u8: (N, H, W, C) uint8.
+        pixels: smaller than H and W.
+
+    Returns:
+        (N, H, W, C) uint8.
+    """
+    height, width = images_u8.shape[1:3]
+    room = abs(pixels)
+    padded = np.pad(images_u8, ((0, 0), (room, room), (room, room), (0, 0)), "reflect")
+    start = room - pixels
+    return np.ascontiguousarray(padded[:, start : start + height, start : start + width])
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the weights of a model are; the CPU for one without any."""
     return next((weight.device for weight in model.parameters()), torch.device("cpu"))

@@ -89,15 +89,15 @@ def gather_samples(folder: RunFolder) -> Samples:
     )
     sprite = Sprite(read_image(folder, folder.samples_image), width, height, columns, len(classes))
     try:
-        augmented, tiles = _augmented(folder, mapping(found.get("augmented")), width, height)
+        same_size: dict[str, Any] = {"image_size": [height, width]}
+        augmented, tiles = _augmented(folder, same_size | dict(mapping(found.get("augmented"))))
         return Samples(sprite, strips, augmented, tiles, None)
     except Gap as gap:
         return Samples(sprite, strips, None, (), str(gap))
 
 
-def _augmented(
-    folder: RunFolder, found: Mapping[str, Any], width: int, height: int
-) -> tuple[Sprite, tuple[Tile, ...]]:
+def _augmented(folder: RunFolder, found: Mapping[str, Any]) -> tuple[Sprite, tuple[Tile, ...]]:
+    height, width = read_size(folder, folder.samples, found, "image_size")
     columns, labels = whole(found.get("columns")), listing(found.get("labels"))
     if columns is None or not labels:
         raise damaged(folder, folder.samples, "it does not say what the augmented images are")

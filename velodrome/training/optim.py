@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from velodrome.config import TrainSection
+from velodrome.device import HALF_TYPES
+from velodrome.training.muon import Muon
 
 # Adam's second moment; the value of Kingma & Ba (arXiv:1412.6980), rarely worth changing.
 BETA2 = 0.999
 # Tensors of the size of the weights that each optimizer keeps.
-STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2}
+STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}
 
 
 def decayed_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -22,22 +26,24 @@ def decayed_weights(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad and weight.ndim >= 2]
 
 
-def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
-    """The optimizer of the section, in its fused form: one kernel, and able to skip a step on the device.
+def make_optimizer(model: nn.Module, train: TrainSection, precision: str = "fp32") -> torch.optim.Optimizer:
+    """The optimizer of the section, able to leave a step out on the device.
 
     The learning rate is 0 until the loop sets it, which it does before every step.
+
+    Args:
+        model: to train, on its device.
+        train: which optimizer, with which momentum and decay.
+        precision: "fp32", "bf16" or "fp16", of the large products that Muon takes; its state is float32.
     """
-    decayed = decayed_weights(model)
-    chosen = {id(weight) for weight in decayed}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
+    groups = parameter_groups(model, train)
+    if train.optimizer == "muon":
+        return Muon(groups, momentum=train.momentum, dtype=HALF_TYPES.get(precision, torch.float32))
     if train.optimizer == "sgd":
         nesterov = train.momentum > 0
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, nesterov=nesterov, fused=True)
         # SGD makes its buffers uninitialised, trusting the first step to fill them; a skipped one does not.
-        for weight in (*decayed, *others) if nesterov else ():
+        for weight in [w for group in sgd.param_groups for w in group["params"]] if nesterov else ():
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return sgd
     betas = (train.momentum, BETA2)
@@ -46,10 +52,40 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
+def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+    """What is trained: filters and other hidden weights, the classifier, then biases and batch norm.
+
+    Each group has `lr_scale`, by which `set_lr` multiplies. With Muon, the convolutions are `orthogonal`.
+    """
+    head = classifier_of(model)
+    decayed = decayed_weights(model)
+    hidden = [weight for weight in decayed if weight is not head]
+    chosen = {id(weight) for weight in decayed}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": train.weight_decay, "lr_scale": 1.0},
+        {
+            "params": [weight for weight in decayed if weight is head],
+            "weight_decay": train.weight_decay,
+            "lr_scale": train.head_lr_scale,
+        },
+        {"params": others, "weight_decay": 0.0, "lr_scale": train.bias_lr_scale},
+    ]
+    if train.optimizer == "muon":
+        groups[0]["orthogonal"] = True
+    return [group for group in groups if group["params"]]
+
+
+def classifier_of(model: nn.Module) -> Tensor | None:
+    """The weight of the last linear layer, which makes the logits; None where there is no such layer."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[-1].weight if linear else None
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate in the next step."""
+    """Use this learning rate in the next step, in each group times its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def skip_step_where(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
