@@ -1,31 +1,26 @@
-"""The training loops that `throughput.py` times in turn. All train the same network on the same images.
+"""Trainings that the benchmarks let compete: velodrome's, and the least that a training could do.
 
-A contestant hands out blocks: in the `with` of a block there is an iterator, and each `next` is one step.
+All contestants train the same network on the same images. The loops that people use in place of velodrome are
+in `contestants_torch.py` and `contestants_libraries.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from velodrome.device import autocast, memory_kept
-from velodrome.errors import DeviceError
-from velodrome.job import WATCH_S, Job
+from velodrome.job import Job
 from velodrome.models.build import build_model
 from velodrome.run.stopping import Every
+from velodrome.running import WATCH_S
 from velodrome.training.loop import NO_SCORES, fit, raise_if_not_finite
 from velodrome.training.optim import make_optimizer, set_lr
 from velodrome.training.schedule import make_schedule
@@ -33,12 +28,30 @@ from velodrome.training.schedule import make_schedule
 Steps = Iterator[object]
 
 
+class Watch(Protocol):
+    """Who looks on while a contestant trains, and has the time."""
+
+    def begin(self) -> None:
+        """Everything is set up; training begins now."""
+
+    def step_done(self) -> bool:
+        """A step is over. True: that was enough, training has to end here."""
+
+    def epoch_done(self, network: nn.Module) -> None:
+        """An epoch is over; after one that was cut short it may be called or not."""
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """A name for the table, and what begins a block of steps."""
+    """A name for the table, and what trains until the watch has enough or all epochs are over."""
 
     name: str
-    block: Callable[[], AbstractContextManager[Steps]]
+    train: Callable[[Watch], None]
+
+
+def follow(steps: Iterable[object], watch: Watch) -> bool:
+    """Do one step after the other; whether the watch had enough before they came to their end."""
+    return any(watch.step_done() for _ in steps)
 
 
 def velodrome(job: Job, block_steps: int) -> Contestant:
@@ -53,14 +66,14 @@ def velodrome(job: Job, block_steps: int) -> Contestant:
     full_batches = len(job.splits.train) // job.config.train.batch_size
     steps = training_steps(job)
 
-    @contextlib.contextmanager
-    def block() -> Iterator[Steps]:
+    def train(watch: Watch) -> None:
         with memory_kept(job.device):
             while full_batches - job.state.meter.done < block_steps:
                 next(steps)  # untimed, to the start of the next epoch
-            yield steps
+            watch.begin()
+            follow(steps, watch)
 
-    return Contestant("velodrome", block)
+    return Contestant("velodrome", train)
 
 
 def training_steps(job: Job) -> Steps:
@@ -89,94 +102,30 @@ def bare(job: Job) -> Contestant:
     Same network, layout, precision, fused optimizer and use of memory as velodrome; the batch is augmented
     once, beforehand.
     """
+    steps = fixed_batch_steps(job)
+
+    def train(watch: Watch) -> None:
+        with memory_kept(job.device):
+            watch.begin()
+            follow(steps, watch)
+
+    return Contestant("bare", train)
+
+
+def fixed_batch_steps(job: Job) -> Iterator[Tensor]:
+    """The losses of endless steps on one batch."""
     network, device, precision = new_network(job), job.device, job.config.run.precision
     optimizer = make_optimizer(network, job.config.train)
     set_lr(optimizer, float(job.config.train.lr_min))
     images, labels = job.loader.epoch(0)[0]
-
-    def forever() -> Steps:
-        while True:
-            with autocast(device, precision):
-                logits = network(images).float()
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            yield loss
-
-    steps = forever()
-
-    @contextlib.contextmanager
-    def block() -> Iterator[Steps]:
-        with memory_kept(device):
-            yield steps
-
-    return Contestant("bare", block)
-
-
-def plain(job: Job, workers: int) -> Contestant:
-    """What people write: torch's DataLoader, torchvision's transforms of single PIL images, all in float32.
-
-    The network is velodrome's own ResNet9, in torch's ordinary layout (NCHW). So the comparison is one of
-    training loops, not of networks; pooling before batch norm, as it does, is the cheaper order already.
-
-    Args:
-        job: settings and images; its own network and loader are not used.
-        workers: processes that prepare batches. People write 2 on a machine with two cores; 0 makes the
-            batches between the steps, where the loop can use both cores for the network.
-    """
-    config, device = job.config, job.device
-    network = new_network(job).to(memory_format=torch.contiguous_format)
-    loader = DataLoader(
-        pil_images(job), batch_size=config.train.batch_size, shuffle=True, num_workers=workers
-    )
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=float(config.train.lr), total_steps=config.train.epochs * len(loader)
-    )
-
-    @contextlib.contextmanager
-    def block() -> Iterator[Steps]:
-        # Workers fetch ahead: two batches each. Left alive between blocks they would take the cores from
-        # the others, so each block starts its own and waits for their end. Within the block they are as
-        # people have them: the steps before the clock starts fill the queue, and from then on each step
-        # that takes a batch makes them prepare another. Where they cannot keep up, the clock starts with
-        # some batches that were prepared outside of it, which is to the advantage of this contestant.
-        steps = notebook_loop(network, loader, optimizer, scheduler, device)
-        try:
-            yield steps
-        finally:
-            steps.close()
-            while multiprocessing.active_children():
-                time.sleep(0.01)
-
-    return Contestant(f"plain ({workers} workers)", block)
-
-
-def notebook_loop(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
-) -> Iterator[tuple[float, float]]:
-    """One epoch as in tutorials; yields the running loss and accuracy, which people show in a bar."""
-    criterion = nn.CrossEntropyLoss()
-    model.train()
-    running_loss, correct, total = 0.0, 0, 0
-    for step, (inputs, targets) in enumerate(loader, start=1):
-        inputs, targets = inputs.to(device), targets.to(device)  # noqa: PLW2901 - as people write it
-        optimizer.zero_grad()
-        outputs = model(inputs)
-        loss = criterion(outputs, targets)
+    while True:
+        with autocast(device, precision):
+            logits = network(images).float()
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-        scheduler.step()
-        running_loss += loss.item()
-        _, predicted = outputs.max(1)
-        total += targets.size(0)
-        correct += predicted.eq(targets).sum().item()
-        yield running_loss / step, correct / total
+        optimizer.zero_grad(set_to_none=True)
+        yield loss
 
 
 def new_network(job: Job) -> nn.Module:
@@ -191,72 +140,15 @@ def new_network(job: Job) -> nn.Module:
     return network.to(job.device)
 
 
-def pil_images(job: Job) -> PilImages:
-    """The training images with the recipe's augmentation, written with torchvision's transforms.
+@contextlib.contextmanager
+def no_workers_left() -> Iterator[None]:
+    """Wait at the end until no worker process is alive.
 
-    Raises:
-        DeviceError: torchvision cannot be imported.
-    """
-    transforms, pil = import_torchvision()
-    train, augment = job.splits.train, job.config.augment
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(train.images_u8.shape[1], padding=augment.crop),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(job.normalisation.mean, job.normalisation.std),
-            CutOut(augment.cutout),
-        ]
-    )
-    return PilImages(train.images_u8, train.labels.tolist(), pil.fromarray, transform)
-
-
-def import_torchvision() -> tuple[Any, Any]:
-    """The modules `torchvision.transforms` and `PIL.Image`.
-
-    They are imported here, late, so that the process whose memory is measured does without them.
-
-    Raises:
-        DeviceError: torchvision cannot be imported.
+    Loaders fetch ahead, two batches for each worker; alive between blocks, workers would take the cores from
+    the other contestants.
     """
     try:
-        return importlib.import_module("torchvision.transforms"), importlib.import_module("PIL.Image")
-    # Beside a CPU build of torch, the ordinary wheel of torchvision raises RuntimeError at import.
-    except (ImportError, RuntimeError) as error:
-        raise DeviceError(
-            "torchvision, with which the plain loop is written, cannot be imported.",
-            "Install it together with the torch that it wants: pip install torch torchvision.",
-        ) from error
-
-
-class PilImages(Dataset):
-    """The images one by one as PIL images, as `torchvision.datasets.CIFAR10` hands them to its transform."""
-
-    def __init__(
-        self,
-        images_u8: NDArray[np.uint8],
-        labels: Sequence[int],
-        to_pil: Callable[[NDArray[np.uint8]], Any],
-        transform: Callable[[Any], Tensor],
-    ) -> None:
-        self.images_u8, self.labels, self.to_pil, self.transform = images_u8, labels, to_pil, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.to_pil(self.images_u8[index])), self.labels[index]
-
-
-class CutOut:
-    """Fill one whole square of a normalised (C, H, W) image with 0, the training mean."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, image: Tensor) -> Tensor:
-        height, width = image.shape[1:]
-        y = int(torch.randint(0, height - self.size + 1, (1,)))
-        x = int(torch.randint(0, width - self.size + 1, (1,)))
-        image[:, y : y + self.size, x : x + self.size] = 0
-        return image
+        yield
+    finally:
+        while multiprocessing.active_children():
+            time.sleep(0.01)

@@ -40,7 +40,7 @@ def test_asking_for_help_is_no_error(words: list[str], capsys: pytest.CaptureFix
 
 def test_the_recipe_follows_the_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert printed_config(capsys, "--data", "shapes")["recipe"] == "quick"
-    assert printed_config(capsys)["recipe"] == "resnet9"
+    assert printed_config(capsys)["recipe"] == "speed94"
     assert printed_config(capsys, "resnet9", "--data", "shapes")["recipe"] == "resnet9"
     (tmp_path / "c.yaml").write_text("data: shapes\n")
     assert printed_config(capsys, "--config", str(tmp_path / "c.yaml"))["recipe"] == "quick"
@@ -207,7 +207,7 @@ def test_the_remedy_is_a_value_that_works(flag: str, value: str, capsys: pytest.
 
 def test_printed_config_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--print-config", "--json"]) == EXIT_DONE
-    assert json.loads(capsys.readouterr().out)["recipe"] == "resnet9"
+    assert json.loads(capsys.readouterr().out)["recipe"] == "speed94"
 
 
 @pytest.mark.parametrize("words", [["--data-root", "~nobody-at-all/x"], ["--name", "\u5317" * 60]])

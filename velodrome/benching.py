@@ -33,7 +33,7 @@ from velodrome.errors import (
     visible,
 )
 from velodrome.job import prepare
-from velodrome.recipes import resnet9
+from velodrome.recipes import speed94
 from velodrome.run.environment import describe_environment
 from velodrome.run.folder import (
     RunFolder,
@@ -66,7 +66,7 @@ def bench(
     on with it: what has come to its end is taken as it is, anything else is run again.
 
     Args:
-        config: from a recipe; `resnet9()` without one. Its seed is the first of the seeds.
+        config: from a recipe; `speed94()` without one. Its seed is the first of the seeds.
         runs: how many seeds.
         against: command line of another program to run in turn with ours, for the ratio of wall times. Ours
             is then run as a command too.
@@ -80,7 +80,7 @@ def bench(
         VelodromeError: bad settings or data (nothing was written).
         InterruptedRunError: a signal stopped it; what has come to its end is kept.
     """
-    config = config or resnet9()
+    config = config or speed94()
     pattern = _check_wishes(config, runs, against, against_accuracy)
     place = _existing(config)
     check_can_write(config.run.runs_dir)

@@ -204,7 +204,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
 def _add_summary(commands: Any) -> argparse.ArgumentParser:
     about = "the layers of a network: output shape, parameters, MACs, receptive field"
     parser = _add_command(commands, "summary", about)
-    parser.add_argument("name", nargs="?", metavar="MODEL", help="resnet9 (the default)")
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="resnet9 (the default) or speednet")
     parser.add_argument("--classes", default="10", metavar="N", help="number of classes (default: 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_settings(parser, "model", without=("model",))

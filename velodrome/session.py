@@ -33,7 +33,7 @@ from velodrome.lr_search import search_before_training, search_job
 from velodrome.models.build import build_model
 from velodrome.models.summary import Summary, summarize
 from velodrome.predicting import Predictions, predict_files
-from velodrome.recipes import resnet9
+from velodrome.recipes import speed94
 from velodrome.reports import has_final_page, show
 from velodrome.resumption import restore
 from velodrome.run.checkpoint import KEEP, load_weights
@@ -60,13 +60,13 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     """Train, evaluate and report; leaves one run folder.
 
     Args:
-        config: from a recipe; `resnet9()` without one.
+        config: from a recipe; `speed94()` without one.
         progress: show it on stderr.
 
     Raises:
         VelodromeError: bad settings or data (nothing was written), or training had to stop (see its type).
     """
-    config = config or resnet9()
+    config = config or speed94()
     _check_place(config)
     job = prepare(config, progress=progress)
     found = None
@@ -96,7 +96,7 @@ def lr_find(config: Config | None = None, *, progress: bool = True, **search: ob
     Leaves a folder with lr_find.json, lr_find.png and lr_schedule.png, and nothing else.
 
     Args:
-        config: from a recipe; `resnet9()` without one. Its learning rates are not looked at.
+        config: from a recipe; `speed94()` without one. Its learning rates are not looked at.
         progress: show it on stderr.
         search: `steps` of each test (90), `repeats` of it (1), `verify` so many candidates in short runs (0),
             `lr_start` and `lr_end` of the range.
@@ -106,7 +106,7 @@ def lr_find(config: Config | None = None, *, progress: bool = True, **search: ob
         VelodromeError: bad settings or data; nothing was written.
     """
     plan = search_section(search)
-    config = override(config or resnet9(), {"lr": "auto", "lr_min": "auto", "lr_final": "auto"})
+    config = override(config or speed94(), {"lr": "auto", "lr_min": "auto", "lr_final": "auto"})
     _check_place(config)
     job = prepare(config, progress=progress)
     with search_display(progress) as tell:
@@ -282,12 +282,12 @@ def preview(config: Config | None = None) -> Preview:
     """The data and the network of a recipe, to look at before training. Writes nothing but downloaded data.
 
     Args:
-        config: from a recipe; `resnet9()` without one.
+        config: from a recipe; `speed94()` without one.
 
     Raises:
         VelodromeError: bad settings or data.
     """
-    job = prepare(config or resnet9())
+    job = prepare(config or speed94())
     height, width = job.splits.train.images_u8.shape[1:3]
     return Preview(job.splits, summarize(job.state.model, (3, height, width)), *augmented_batch(job.loader))
 

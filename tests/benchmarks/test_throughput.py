@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from velodrome.config import override
 from velodrome.data.imageset import Splits
-from velodrome.errors import ConfigError
-from velodrome.events import StepDone
+from velodrome.errors import ConfigError, DeviceError
 from velodrome.job import Job, prepare
 from velodrome.recipes import resnet9
 
@@ -25,6 +25,8 @@ if not SCRIPTS.is_dir():
 with pytest.MonkeyPatch.context() as path:
     path.syspath_prepend(SCRIPTS)
     contestants = importlib.import_module("contestants")
+    contestants_torch = importlib.import_module("contestants_torch")
+    libraries = importlib.import_module("contestants_libraries")
     profile_step = importlib.import_module("profile_step")
     tables = importlib.import_module("dated_tables")
     throughput = importlib.import_module("throughput")
@@ -37,6 +39,34 @@ SPEEDS = {
 }
 BATCH = 16
 TINY = ["--data", "shapes", "--limit-train", "64", "--limit-test", "20", "--batch-size", "16", "--width", "2"]
+
+
+class Enough:
+    """A watch that has enough after so many steps in a row."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.begun, self.epochs = steps, 0, 0
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def step_done(self) -> bool:
+        self.steps -= 1
+        return self.steps == 0
+
+    def epoch_done(self, network: torch.nn.Module) -> None:
+        self.epochs += 1
+
+
+class EveryWeight(Enough):
+    """A watch that never has enough, and keeps the weights after each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.weights: list[torch.Tensor] = []
+
+    def epoch_done(self, network: torch.nn.Module) -> None:
+        self.weights.append(torch.cat([weight.detach().flatten() for weight in network.parameters()]))
 
 
 @pytest.fixture
@@ -131,7 +161,7 @@ def test_reports_are_appended(tmp_path, capsys):
 
 def test_a_block_is_warmed_up_and_no_longer_than_asked_for():
     steps = itertools.count()
-    contestant = contestants.Contestant("counting", lambda: nullcontext(steps))
+    contestant = contestants.Contestant("counting", lambda watch: contestants.follow(steps, watch))
     assert throughput.time_block(contestant, 2, 3, torch.device("cpu")) >= 0
     assert next(steps) == 5
 
@@ -140,18 +170,22 @@ def test_blocks_of_velodrome_lie_within_an_epoch(job):
     contestant = contestants.velodrome(job, 2)
     done = []
     for _ in range(3):
-        with contestant.block() as block:
-            events = list(itertools.islice(block, 2))
-        assert all(isinstance(event, StepDone) for event in events)
+        contestant.train(Enough(2))
         done.append((job.state.epoch, job.state.meter.done))
     assert done == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_bare_trains_the_same_network_on_one_batch(job):
-    with contestants.bare(job).block() as block:
-        losses = [loss.item() for loss in itertools.islice(block, 30)]
+    steps = contestants.fixed_batch_steps(job)
+    losses = [loss.item() for loss in itertools.islice(steps, 30)]
     assert losses[-1] < losses[0]
     assert job.state.step == 0
+
+
+def test_bare_ends_when_the_watch_has_enough(job):
+    watch = Enough(3)
+    contestants.bare(job).train(watch)
+    assert (watch.begun, watch.steps) == (1, 0)
 
 
 def test_a_block_must_fit_into_an_epoch(job):
@@ -162,7 +196,7 @@ def test_a_block_must_fit_into_an_epoch(job):
 
 def test_cutout_is_one_whole_square():
     for _ in range(20):
-        hole = contestants.CutOut(8)(torch.ones(3, 12, 10)) == 0
+        hole = contestants_torch.CutOut(8)(torch.ones(3, 12, 10)) == 0
         assert hole.sum(dim=(1, 2)).tolist() == [64, 64, 64]
         assert hole[0].any(1).sum() == hole[0].any(0).sum() == 8
 
@@ -177,6 +211,15 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "pip install torch torchvision" in message
+
+
+@pytest.mark.parametrize("library", ["fastai", "lightning"])
+def test_without_a_library_it_says_what_to_install(library, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    libraries.check_installed(["plain", "informed"])
+    with pytest.raises(DeviceError, match=f"{library} cannot be imported") as raised:
+        libraries.check_installed([f"{library}-bf16"])
+    assert "--only" in raised.value.remedy
 
 
 @pytest.mark.parametrize("script", [throughput, profile_step])
@@ -194,26 +237,68 @@ class TestWithTorchvision:
         pytest.importorskip("torchvision.transforms", exc_type=(ImportError, RuntimeError))
 
     def test_plain_images_are_augmented_and_normalised(self, job):
-        images = contestants.pil_images(job)
+        images = contestants_torch.pil_images(job)
         image, label = images[4]
         assert (image.shape, image.dtype, label) == ((3, 16, 16), torch.float32, 1)
         assert len(images) == 3 * BATCH + 2
         assert (image == 0).all(0).sum() >= 64  # the cutout
         assert not torch.equal(image, images[4][0])
 
-    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore")  # what the library does not mind
+    def test_fastai_augments_and_normalises(self, job):
+        pytest.importorskip("fastai")
+        loaders = libraries.fastai_loaders(job, 0)
+        images, labels = loaders.train.one_batch()
+        assert images.shape == (BATCH, 3, 16, 16)
+        assert len(loaders.train) == 4  # the last batch of two images is kept
+        assert abs(images.mean()) < 0.5
+        assert images.mean((2, 3)).argmax(1).tolist() == labels.tolist()  # the brightest channel
+
+    def test_the_loop_tells_loss_and_accuracy(self, job):
+        network, loader = contestants.new_network(job), contestants_torch.torch_loader(job, 0)
+        optimizer, scheduler = contestants_torch.sgd_in_one_cycle(network, job, len(loader))
+        loop = contestants_torch.notebook_loop(network, loader, optimizer, scheduler, job.device)
+        means = list(loop)
+        assert len(means) == 4
+        assert all(loss > 0 and 0 <= accuracy <= 1 for loss, accuracy in means)
+
+    @pytest.mark.filterwarnings("ignore")  # fork, and what the libraries do not mind
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_plain_trains_and_leaves_no_workers(self, job, workers):
-        contestant = contestants.plain(job, workers)
-        for _ in range(2):
-            with contestant.block() as block:
-                means = list(itertools.islice(block, 2))
-            assert all(loss > 0 and 0 <= accuracy <= 1 for loss, accuracy in means)
-            assert not torch.multiprocessing.active_children()
+    @pytest.mark.parametrize("rival", libraries.RIVALS)
+    def test_rivals_train_and_leave_no_workers(self, job, workers, rival):
+        if rival.partition("-")[0] in ("fastai", "lightning"):
+            pytest.importorskip(rival.partition("-")[0])
+        job = replace(job, config=override(job.config, {"epochs": 2}))
+        watched = EveryWeight()
+        contestant = libraries.RIVALS[rival](job, workers)
+        contestant.train(Enough(2))
+        contestant.train(watched)
+        assert not torch.multiprocessing.active_children()
+        assert contestant.name == f"{rival} ({workers} workers)"
+        assert (watched.begun, watched.steps) == (1, -8)  # 2 epochs of 3 full batches and one of two images
+        first, second = watched.weights
+        assert first.isfinite().all()
+        assert not torch.equal(first, second)
+
+    @pytest.mark.filterwarnings("ignore")  # what the libraries do not mind
+    @pytest.mark.parametrize("rival", libraries.RIVALS)
+    def test_rivals_compute_in_the_precision_and_layout_of_their_name(self, job, rival):
+        if rival.partition("-")[0] in ("fastai", "lightning"):
+            pytest.importorskip(rival.partition("-")[0])
+        found = set()
+
+        def look(module, inputs, output):
+            if isinstance(module, torch.nn.Conv2d):
+                found.add((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+
+        with torch.nn.modules.module.register_module_forward_hook(look):
+            libraries.RIVALS[rival](job, 0).train(Enough(1))
+        half = rival.endswith("bf16") or rival == "informed"
+        assert found == {(torch.bfloat16, True) if half else (torch.float32, False)}
 
     def test_script(self, capsys, tmp_path):
         few = ["--rounds", "2", "--steps", "1", "--warmup", "1", "--workers", "0", "--parts", "speed"]
-        assert throughput.main([*TINY, *few, "--output", str(tmp_path / "table.md")]) == 0
+        assert throughput.main([*TINY, *few, "--only", "plain", "--output", str(tmp_path / "table.md")]) == 0
         text = (tmp_path / "table.md").read_text()
         assert "velodrome / plain (0 workers), the faster plain loop: " in text
         assert "for orientation only" in text

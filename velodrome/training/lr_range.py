@@ -30,7 +30,7 @@ STEPS = 90
 FEWEST_STEPS = 10
 # The middle of the range by optimizer, and half its length in decades: below, nothing moves within a few
 # steps. Adam's steps are as long as its learning rate, whatever the gradient, so it needs smaller ones.
-MIDDLE = {"sgd": 0.1, "adam": 0.01, "adamw": 0.01}
+MIDDLE = {"sgd": 0.1, "adam": 0.01, "adamw": 0.01, "muon": 0.1}
 HALF_RANGE = 2.0
 # A short test has a shorter range, so that it has at least this many steps in each decade.
 STEPS_PER_DECADE = 8
@@ -73,7 +73,7 @@ def usual_range(optimizer: str, steps: int) -> tuple[float, float]:
     """The learning rates of the first and the last step of a test of so many steps.
 
     Args:
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: "sgd", "adam", "adamw" or "muon".
         steps: fewer have a shorter range.
     """
     half = min(HALF_RANGE, (steps - 1) / STEPS_PER_DECADE / 2)
