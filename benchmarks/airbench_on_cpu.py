@@ -3,11 +3,11 @@
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/airbench_on_cpu.py cifar10-airbench/airbench94_muon.py --data-root DIR --seed 0
 
-The script itself is read from where it was downloaded. Exchanged are the device, the half type (bfloat16, which CPUs
-multiply fast, for float16, which they do not), the clock, 200 runs for one, and the run that warms up compiled
-kernels for none. Without --compile its torch.compile does nothing; with it, the first steps pay for the compiler.
-The last line holds the accuracy, and the seconds by the script's own clock: whitening, training and the
-final predictions with test-time augmentation, without the scores between epochs.
+The script itself is read from where it was downloaded. Exchanged are the device, the half type (bfloat16,
+which CPUs multiply fast, for float16, which they do not), the clock, 200 runs for one, and the run that
+warms up compiled kernels for none. Without --compile its torch.compile does nothing; with it, the first steps
+pay for the compiler. The last line holds the accuracy, and the seconds by the script's own clock: whitening,
+training and the final predictions with test-time augmentation, without the scores between epochs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EXCHANGED = {
 class Event:
     """What the script uses of torch.cuda.Event, by the clock of the CPU."""
 
-    def __init__(self, enable_timing: bool = True) -> None:
+    def __init__(self, **_: bool) -> None:
         self.seconds = 0.0
 
     def record(self) -> None:

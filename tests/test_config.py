@@ -5,9 +5,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from velodrome.config import SETTINGS, Config, check, override, read_yaml, to_dict, to_yaml
+from velodrome.config import (
+    SETTINGS,
+    USUAL_LR,
+    Config,
+    check,
+    describe_kind,
+    override,
+    read_yaml,
+    resolution_parts,
+    settings_of_training,
+    to_dict,
+    to_yaml,
+)
 from velodrome.errors import ConfigError
 from velodrome.recipes import RECIPES, by_name, quick, resnet9
+from velodrome.training.lr_range import MIDDLE
 
 
 def test_resnet9_is_the_reference_recipe() -> None:
@@ -48,6 +61,18 @@ def test_yaml_and_back(name: str, tmp_path: Path) -> None:
         ("runs_dir", "a/b", Path("a/b")),
         ("name", 12, "12"),
         ("seed", 2**32 - 1, 2**32 - 1),
+        ("resolutions", "20:2,32:1", "20:2,32:1"),
+        ("resolutions", "20 : 0.5 , 32:1e1", "20 : 0.5 , 32:1e1"),
+        ("resolutions", "24:1", "24:1"),
+        ("resolutions", "none", None),
+        ("resolutions", None, None),
+        ("alternate_flip", "yes", True),
+        ("head_lr_scale", "0.05", 0.05),
+        ("bias_lr_scale", 64, 64.0),
+        ("optimizer", "muon", "muon"),
+        ("model", "speednet", "speednet"),
+        ("score_every", "0", 0),
+        ("tta", "shift", "shift"),
     ],
 )
 def test_values_are_converted(key: str, value: object, expected: object) -> None:
@@ -55,6 +80,10 @@ def test_values_are_converted(key: str, value: object, expected: object) -> None
     assert getattr(getattr(changed, SETTINGS[key].section), key) == expected
 
 
+BAD_RESOLUTIONS = [
+    *("", "20", "20:", ":1", "20:1,", ",20:1", "20:1;24:1", "20:1 24:1", "20:1:2", "small:1", "20:some"),
+    *("0:1", "-8:1", "20.5:1", "20:0", "20:-1", "20:nan", "20:inf", "20:1,24:0", 20, True, [20, 1]),
+]
 BAD = [
     ("batch_size", 0, "at least 1"),
     ("batch_size", -5, "at least 1"),
@@ -84,6 +113,14 @@ BAD = [
     ("data_root", 3, "a path"),
     ("flip", "maybe", "true or false"),
     ("seed", 2**32, "from 0"),
+    *(("resolutions", text, "a list of PIXELS:SHARE such as 20:2") for text in BAD_RESOLUTIONS),
+    ("head_lr_scale", 0, "above 0"),
+    ("bias_lr_scale", -1, "above 0"),
+    ("score_every", -1, "at least 0"),
+    ("score_every", 0.5, "whole number"),
+    ("tta", "shifted", "Did you mean shift?"),
+    ("model", "speedyet", "Did you mean speednet?"),
+    ("optimizer", "moun", "Did you mean muon?"),
 ]
 
 
@@ -158,3 +195,48 @@ def test_printed_settings_are_plain_yaml() -> None:
     flat = to_dict(quick())
     assert yaml.safe_load(to_yaml(quick())) == flat
     assert flat["recipe"] == "quick"
+
+
+def test_resolutions_are_sides_with_their_shares() -> None:
+    assert resolution_parts("20:2,24:2,28:1,32:1") == [(20, 2.0), (24, 2.0), (28, 1.0), (32, 1.0)]
+    assert resolution_parts(" 8 : 0.25 ,32:1e1,8:3") == [(8, 0.25), (32, 10.0), (8, 3.0)]
+
+
+@pytest.mark.parametrize("text", [text for text in BAD_RESOLUTIONS if isinstance(text, str)])
+def test_bad_resolutions_are_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (any will do: the words come with the setting)
+        resolution_parts(text)
+
+
+def test_a_bad_value_of_a_text_has_a_remedy_that_works() -> None:
+    with pytest.raises(ConfigError, match=r"resolutions is '20', but must be a list") as caught:
+        quick(resolutions="20")
+    assert "my-run" not in str(caught.value)
+    advice = str(caught.value).partition("For instance --resolutions ")[2].rstrip(".")
+    assert quick(resolutions=advice).augment.resolutions == advice
+
+
+@pytest.mark.parametrize("text", ["24:1", "20:2,24:2", "16:0.5,32:0.5"])
+def test_resolutions_in_yaml(text: str, tmp_path: Path) -> None:
+    """PIXELS:SHARE is a number to base 60 in YAML 1.1, unless it is quoted."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(quick(resolutions=text)))
+    assert read_yaml(path)["resolutions"] == text
+
+
+def test_every_optimizer_has_its_usual_learning_rates() -> None:
+    optimizers = set(describe_kind(SETTINGS["optimizer"]).replace(" or ", ", ").split(", "))
+    assert set(USUAL_LR) == optimizers
+    assert set(MIDDLE) == optimizers
+
+
+def test_what_a_run_depends_on() -> None:
+    """A run does not go on with another of these."""
+    new = {"resolutions", "alternate_flip", "head_lr_scale", "bias_lr_scale", "model", "optimizer"}
+    assert new <= set(settings_of_training(quick()))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("lr", [1e-3, 10.0])
+def test_the_learning_rate_of_a_recipe_can_be_any(name: str, lr: float) -> None:
+    assert by_name(name)(lr=lr).train.lr == lr

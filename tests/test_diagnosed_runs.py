@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import velodrome as vd
-from velodrome import job
+from velodrome import running
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.errors import InterruptedRunError, TrainingError
 from velodrome.evaluation.diagnosis import Diagnosis, diagnose
 from velodrome.evaluation.diagnosis_evidence import Finding
+from velodrome.job import prepare
 from velodrome.run.folder import RunFolder, create_run
 
 SMALL = {
@@ -37,10 +38,12 @@ def train(tmp_path: Path) -> Train:
 
     def run(splits: Splits | None = None, **changes: Any) -> RunFolder:
         config = vd.recipes.quick(runs_dir=tmp_path / "runs", **{**SMALL, **changes})
-        prepared = job.prepare(config, splits, progress=False)
-        folder = create_run(config.run.runs_dir, "run", "quick", lambda draft: job.describe(draft, prepared))
+        prepared = prepare(config, splits, progress=False)
+        folder = create_run(
+            config.run.runs_dir, "run", "quick", lambda draft: running.describe(draft, prepared)
+        )
         try:
-            job.carry_on(folder, prepared, progress=False)
+            running.carry_on(folder, prepared, progress=False)
         except (TrainingError, InterruptedRunError):
             assert not folder.is_finished
         return folder
@@ -157,13 +160,13 @@ def test_a_class_that_cannot_be_told_from_another(
 
 def stop_after_an_epoch(patch: pytest.MonkeyPatch) -> None:
     """A signal comes while the network is scored after its first epoch."""
-    score = job.score_on
+    score = running.score_on
 
     def score_and_stop(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return score(*args)
 
-    patch.setattr(job, "score_on", score_and_stop)
+    patch.setattr(running, "score_on", score_and_stop)
 
 
 def test_a_stopped_run_until_it_is_resumed(train: Train) -> None:

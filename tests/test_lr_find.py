@@ -137,7 +137,9 @@ def test_learning_rates_in_the_config_make_no_difference(found: vd.LRFinding, tm
     assert vd.lr_find(stale, progress=False).lr_max == found.lr_max
 
 
-@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("adam", "bf16"), ("adamw", "fp16")])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("sgd", "fp32"), ("adam", "bf16"), ("adamw", "fp16"), ("muon", "bf16")]
+)
 @pytest.mark.usefixtures("short_trials")
 def test_nothing_of_the_caller_is_changed(optimizer: str, precision: str, tmp_path: Path) -> None:
     job = prepare(small(tmp_path, optimizer=optimizer, precision=precision, dropout=0.1), progress=False)
@@ -305,7 +307,7 @@ def test_a_resumed_run_does_not_search_again(tmp_path: Path, monkeypatch: pytest
     assert (run.path / "lr_find.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_an_epoch_too_short_to_search_in_uses_the_usual_rate_and_says_so(
     optimizer: str, tmp_path: Path
 ) -> None:

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 import velodrome as vd
-from velodrome import job, resumption
+from velodrome import resumption, running
+from velodrome.data import shapes
 from velodrome.errors import ConfigError, InterruptedRunError, RunError, VelodromeWarning
 from velodrome.run.folder import HISTORY_COLUMNS, open_run
 from velodrome.run.lock import locked
@@ -84,8 +85,8 @@ def interrupted(tmp_path: Path, name: str = "stopped", after: int = 1, **changes
     """A run that is told to stop after so many steps, without a process of its own."""
     requests = []
 
-    class Request(job.StopRequest):
-        def __enter__(self) -> job.StopRequest:
+    class Request(running.StopRequest):
+        def __enter__(self) -> running.StopRequest:
             requests.append(self)
             return super().__enter__()
 
@@ -96,8 +97,8 @@ def interrupted(tmp_path: Path, name: str = "stopped", after: int = 1, **changes
             yield event
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job, "StopRequest", Request)
-        patched.setattr(job, "fit", fit)
+        patched.setattr(running, "StopRequest", Request)
+        patched.setattr(running, "fit", fit)
         with pytest.raises(InterruptedRunError):
             vd.train(small(tmp_path, name=name, **changes), progress=False)
     return tmp_path / "runs" / name
@@ -203,6 +204,77 @@ def test_a_damaged_log_or_environment_costs_nothing(tmp_path: Path) -> None:
     assert learned(run) == learned(whole.path)
     assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
     assert (run / "report.html").exists()
+
+
+# Networks that are fitted to images, Muon, and images that grow.
+
+GROWING = {
+    **{"model": "speednet", "optimizer": "muon", "resolutions": "16:1,24:1", "alternate_flip": True},
+    **{"head_lr_scale": 0.1, "bias_lr_scale": 8.0, "score_every": 2, "tta": "shift", "epochs": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[None]:
+    """Drawn once, and only as many as these tests take."""
+    with pytest.MonkeyPatch.context() as patched:
+        drawn = shapes.load_shapes(200, 60)
+        patched.setattr("velodrome.data.sources.load_shapes", lambda: drawn)
+        patched.setattr("velodrome.running.show", lambda *_, **__: None)  # the page is tested elsewhere
+        yield
+
+
+@pytest.fixture(scope="module")
+def grown(few_shapes: None, tmp_path_factory: pytest.TempPathFactory) -> vd.Run:
+    """An uninterrupted run of 12 steps; from step 6 on, in the middle of an epoch, the images are larger."""
+    return vd.train(small(tmp_path_factory.mktemp("grown"), **GROWING), progress=False)
+
+
+# An event is a step or the end of an epoch of 4 steps. So the run stops after 3 steps, after 6, when the next
+# is the first with larger images, after 7, after 8, which is the end of an epoch, and after the first epoch.
+@pytest.mark.parametrize("events_before", [3, 7, 8, 9, 5])
+def test_a_run_whose_images_grow_ends_with_the_same_bytes(
+    grown: vd.Run, tmp_path: Path, events_before: int
+) -> None:
+    run = interrupted(tmp_path, after=events_before, **GROWING)
+    torch.manual_seed(99)  # whatever happened in between
+    vd.resume(run, progress=False)
+    assert weights_of(run) == weights_of(grown.path)
+    assert learned(run) == learned(grown.path)
+    for name in ("predictions.csv", "probabilities.npy"):
+        assert (run / name).read_bytes() == (grown.path / name).read_bytes()
+    result = json.loads((run / "result.json").read_text())
+    for name in ("test_accuracy", "test_accuracy_tta", "train_loss", "train_pflop"):
+        assert result[name] == grown.result[name]
+
+
+def test_the_tests_above_would_notice_other_sizes(grown: vd.Run, tmp_path: Path) -> None:
+    other = vd.train(small(tmp_path, **{**GROWING, "resolutions": "16:5,24:7"}), progress=False)
+    assert weights_of(other.path) != weights_of(grown.path)  # they grow after 5 steps, not after 6
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_more_epochs_keep_the_size_that_the_images_grew_to(tmp_path: Path) -> None:
+    settings = {**GROWING, "score_every": 1, "epochs": 2}
+    at_once = vd.train(
+        small(tmp_path, name="whole", **{**settings, "epochs": 3, "schedule_epochs": 2}), progress=False
+    )
+    run = vd.train(small(tmp_path, name="stopped", **settings), progress=False)
+    first_pflop = run.result["train_pflop"]
+    longer = vd.resume(run.path, epochs=3, progress=False)
+    assert weights_of(run.path) == weights_of(at_once.path)
+    assert learned(run.path) == learned(at_once.path)
+    # The first two epochs hold as many small images as large ones, the third large ones only.
+    assert longer.result["train_pflop"] == at_once.result["train_pflop"] > 1.5 * first_pflop
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_other_resolutions_are_another_run(tmp_path: Path) -> None:
+    run = interrupted(tmp_path, **GROWING)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("16:1,24:1", "16:2,24:1"))
+    with pytest.raises(RunError, match=r"trained with resolutions 16:1,24:1, but config.yaml says 16:2,24:1"):
+        vd.resume(run, progress=False)
 
 
 # More epochs.

@@ -30,10 +30,11 @@ USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3, "muon": 0.1}
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words ("at least 1") and as a check."""
+    """What a value must be, in words ("at least 1") and as a check; an example where no default is one."""
 
     words: str
     holds: Callable[[Any], bool]
+    example: str | None = None
 
 
 def at_least(low: float) -> Rule:
@@ -79,12 +80,14 @@ def _are_resolutions(text: str) -> bool:
 RESOLUTIONS = Rule(
     "a list of PIXELS:SHARE such as 20:2,24:2,28:1,32:1, which gives a third of the training to 20 pixels",
     _are_resolutions,
+    "20:2,24:2,28:1,32:1",
 )
 FOLDER_NAME = Rule(
     "a plain folder name: no slash, not empty, not starting with a dot, at most 100 bytes",
     lambda name: (
         0 < len(os.fsencode(name)) <= 100 and not set(name) & set('/\\:\0\n\r*?"<>|') and name[0] not in ".-"
     ),
+    "my-run",
 )
 
 
@@ -459,7 +462,9 @@ def _example(item: Setting) -> object:
     """A value that the setting would take."""
     if item.default is not None:
         return item.default
-    return {int: 1000, float: 5.0, str: "my-run", Path: "folder"}[_scalar(item.kind) or str]
+    if item.rule and item.rule.example:
+        return item.rule.example
+    return {int: 1000, float: 5.0, str: "text", Path: "folder"}[_scalar(item.kind) or str]
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

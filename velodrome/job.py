@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from velodrome.config import Config, check
+from velodrome.config import Config, check, resolution_parts
 from velodrome.data.augment import normalise
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
@@ -99,7 +99,9 @@ def prepare(config: Config, splits: Splits | None = None, *, progress: bool = Tr
     device = torch.device(config.run.device)
     normalisation = channel_statistics(splits.train.images_u8)
     loader = make_loader(config, splits.train, normalisation, device)
-    return Job(config, device, splits, normalisation, loader, _new_state(config, splits, loader))
+    state = _new_state(config, splits, loader)
+    _check_resolutions(config, state.model)
+    return Job(config, device, splits, normalisation, loader, state)
 
 
 def make_loader(
@@ -133,6 +135,18 @@ def _new_state(config: Config, splits: Splits, loader: Loader) -> TrainState:
         meter=Meter(loader.steps_per_epoch, device),
         clock=clock,
     )
+
+
+def _check_resolutions(config: Config, network: nn.Module) -> None:
+    text = config.augment.resolutions
+    for side, _ in resolution_parts(text) if text else ():
+        try:
+            summarize(network, (3, side, side))
+        except ConfigError as error:
+            raise ConfigError(
+                f"resolutions is {text!r}, but {config.model.model} cannot take images of {side}x{side}.",
+                "Use larger sides.",
+            ) from error
 
 
 def _check_batch(batch_size: int, images: int) -> None:

@@ -38,7 +38,6 @@ def speed94(**settings: object) -> Config:
         "batch_size": 500,
         "optimizer": "muon",
         "lr": 0.12,
-        "lr_min": 0.12,
         "lr_final": 0.0,
         "peak": 0.0,
         "head_lr_scale": 0.043,

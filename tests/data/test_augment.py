@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from velodrome.config import AugmentSection
 from velodrome.data import augment as aug
@@ -238,6 +242,129 @@ def test_rows_are_those_images():
     assert torch.equal(part.crop_yx, tables.crop_yx[3:7])
     assert torch.equal(part.cutout_yx, tables.cutout_yx[3:7])
     assert part.flip is None
+
+
+# Sides by turns.
+
+ALTERNATE = AugmentSection(alternate_flip=True)
+
+
+def test_sides_by_turns_are_drawn_once_for_each_image():
+    order = np.random.default_rng(0).permutation(100)
+    plain = [aug.draw_tables(100, 32, 32, ALTERNATE, 7, epoch).flip for epoch in range(4)]
+    assert torch.equal(plain[1], ~plain[0])
+    assert torch.equal(plain[2], plain[0])
+    assert torch.equal(plain[3], plain[1])
+    for epoch in range(4):
+        tables = aug.draw_tables(100, 32, 32, ALTERNATE, 7, epoch, order)
+        assert torch.equal(tables.flip, plain[epoch][order])
+        assert tables.flip.dtype == torch.bool
+    assert not torch.equal(aug.draw_tables(100, 32, 32, ALTERNATE, 8, 0).flip, plain[0])
+
+
+def test_half_of_the_images_begin_mirrored():
+    n = 40_000
+    flips = int(aug.draw_tables(n, 32, 32, ALTERNATE, seed=0, epoch=0).flip.sum())
+    assert abs(flips - n / 2) < 5 * (n / 4) ** 0.5
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_sides_by_turns_leave_the_other_tables_as_they_were(epoch):
+    order = np.random.default_rng(0).permutation(64)
+    without, with_turns, off = (
+        all_tables(aug.draw_tables(64, 32, 32, augment, 5, epoch, order))
+        for augment in (REFERENCE, ALTERNATE, replace(ALTERNATE, flip=False))
+    )
+    assert off["flip"] is None
+    assert not torch.equal(with_turns["flip"], without["flip"]) or epoch == 0
+    for name in ("crop", "cutout"):
+        assert torch.equal(without[name], with_turns[name])
+        assert torch.equal(without[name], off[name])
+
+
+# Other sizes.
+
+
+def resized_in_floats(images: Image, side: int) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, side, side, C) float32, by torch's interpolation of floats."""
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous()
+    scaled = F.interpolate(floats, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("side", [1, 9, 20, 24, 28, 31, 33, 48])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (17, 40)])
+def test_resized_bytes_are_those_of_floats(random_images, height, width, side):
+    images = random_images(6, height, width)
+    images[0] = 255
+    images[1] = 0
+    given_images = torch.from_numpy(images.copy())
+    found = aug.resize(given_images, side)
+    assert found.dtype == torch.uint8
+    assert found.shape == (6, side, side, 3)
+    exact = resized_in_floats(images, side)
+    assert (found.float() - exact.round()).abs().max() <= 1
+    assert (found.float() - exact).abs().mean() < 0.35  # rounding once, not twice, would be 0.25
+    assert (found[0] == 255).all()
+    assert (found[1] == 0).all()
+    assert np.array_equal(given_images.numpy(), images)
+
+
+def test_images_of_that_size_are_left_as_they_are(random_images):
+    images = torch.from_numpy(random_images(2, 8, 8))
+    assert aug.resize(images, 8) is images
+    assert aug.resize(images[:, :, :6], 8).shape == (2, 8, 8, 3)
+
+
+def test_smaller_images_are_smoothed(random_images):
+    """Not sampled: a half of the size is a weighted mean over all pixels."""
+    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    images[:, ::2, ::2] = 240  # a quarter of all pixels
+    small = aug.resize(images, 4)
+    assert 40 <= small.min() <= small.max() <= 80
+
+
+GROWN = AugmentSection(crop=3, crop_fill="reflect", flip=True, cutout=6)
+
+
+@pytest.mark.parametrize("side", [9, 12, 16, 20, 31, 32, 40])
+def test_apply_crops_flips_resizes_and_cuts_out_in_this_order(random_images, side):
+    n, own = 12, 32
+    images = random_images(n, own, own)
+    tables = aug.draw_tables(n, own, own, GROWN, seed=3, epoch=1)
+    batch = aug.apply(torch.from_numpy(images), tables, GROWN, CIFAR10, side)
+    assert batch.shape == (n, 3, side, side)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    size = round(6 * side / own)
+    for number in range(n):
+        image = crop_one(images[number], tables.crop_yx[number], 3, "reflect")
+        image = image[:, ::-1] if tables.flip[number] else image
+        scaled = resized_in_floats(np.ascontiguousarray(image[None]), side)[0].numpy()
+        top, left = (int(value * side // own) for value in tables.cutout_yx[number])
+        expected = cutout_one(normalise_one(scaled), torch.tensor([top, left]), size)
+        hole = np.zeros((3, side, side), dtype=bool)
+        hole[:, top : top + size, left : left + size] = True
+        assert hole.sum() == 3 * size * size  # the square is whole and inside
+        assert np.array_equal(batch[number].numpy() == 0, hole)
+        # A level is 1 / 255 before the division by the standard deviation.
+        np.testing.assert_allclose(batch[number], expected, atol=1.01 / 255 / min(CIFAR10.std))
+
+
+@settings(deadline=None, max_examples=60)
+@given(own=st.integers(4, 40), size=st.integers(1, 40), side=st.integers(1, 60), data=st.data())
+def test_a_scaled_cutout_is_whole_inside_and_of_its_share(own, size, side, data):
+    size = min(size, own)
+    places = st.integers(0, own - size)
+    yx = torch.tensor(data.draw(st.lists(st.tuples(places, places), min_size=1, max_size=4)))
+    images = torch.full((len(yx), own, own, 3), 200, dtype=torch.uint8)
+    tables = aug.Tables(None, None, yx)
+    batch = aug.apply(images, tables, AugmentSection(crop=0, flip=False, cutout=size), CIFAR10, side)
+    counts = (batch == 0).sum((2, 3))
+    assert len(set(counts.flatten().tolist())) == 1
+    scaled = float(counts[0, 0]) ** 0.5
+    assert scaled == round(scaled)  # a whole square
+    assert abs(scaled - size * side / own) <= (0.5 if size * side / own >= 0.5 else 1)
 
 
 # What does not fit.

@@ -11,7 +11,7 @@ from velodrome.data.imageset import ImageSet, Normalisation
 from velodrome.errors import DataError
 from velodrome.evaluation import predict
 from velodrome.evaluation.metrics import accuracy, mean_loss
-from velodrome.evaluation.predict import Classifier, logits_of
+from velodrome.evaluation.predict import Classifier, logits_of, shifted
 
 CPU = torch.device("cpu")
 CONSTANTS = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -90,6 +90,38 @@ def test_the_mode_is_put_back_after_an_error_too(model, coloured_images):
     with pytest.raises(RuntimeError):
         answers(model, coloured_images(5, 9, 9))  # the linear layer expects 8x8
     assert model.training
+
+
+# Images that are moved.
+
+
+def moved_by_hand(image: np.ndarray, pixels: int) -> np.ndarray:
+    """(H, W, 3): turned round by np.roll; the rows and columns that came in are mirrored at the border."""
+    moved = np.roll(image, (pixels, pixels), (0, 1))
+    for near in range(abs(pixels)):
+        # The old border is now the line number `pixels` from its end, counted from 0; it is the mirror.
+        far = 2 * abs(pixels) - near
+        to, source = (near, far) if pixels > 0 else (-1 - near, -1 - far)
+        moved[to] = moved[source]
+        moved[:, to] = moved[:, source]
+    return moved
+
+
+@pytest.mark.parametrize("pixels", [-3, -1, 0, 1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 12)])
+def test_shifted_images_are_rolled_and_reflected(random_images, pixels, height, width):
+    images = random_images(4, height, width)
+    before = images.copy()
+    found = shifted(images, pixels)
+    assert np.array_equal(found, np.stack([moved_by_hand(image, pixels) for image in images]))
+    assert (found.dtype, found.flags.c_contiguous) == (np.uint8, True)
+    assert np.array_equal(images, before)
+
+
+def test_one_pixel_to_the_right_and_down():
+    image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1)
+    assert shifted(image, 1)[0, ..., 0].tolist() == [[4, 3, 4], [1, 0, 1], [4, 3, 4]]
+    assert shifted(image, -1)[0, ..., 0].tolist() == [[4, 5, 4], [7, 8, 7], [4, 5, 4]]
 
 
 # The classifier.

@@ -120,7 +120,7 @@ def test_the_learning_rate_reported_is_the_one_used(loader):
     expected = [lr_at(step) for step in range(3 * STEPS)]
     assert len(set(expected)) == 3 * STEPS
     assert [event.lr for event in steps] == expected
-    assert used == [[(lr, 0.9)] * 2 for lr in expected]  # in both groups; momentum is not cycled
+    assert used == [[(lr, 0.9)] * 3 for lr in expected]  # in all groups; momentum is not cycled
     assert [lr for event in epochs for lr in event.step_lrs] == expected
     assert [event.lr for event in epochs] == expected[STEPS - 1 :: STEPS]
 
@@ -249,6 +249,7 @@ RUNS = {
     "bf16": ("bf16", 0.0, section()),
     "dropout": ("fp32", 0.5, section(optimizer="adam", lr=0.01, l1=1e-3)),
     "bf16, dropout": ("bf16", 0.5, section(optimizer="adamw", lr=0.01, label_smoothing=0.1)),
+    "muon": ("bf16", 0.0, section(optimizer="muon", head_lr_scale=0.1, bias_lr_scale=10.0)),
 }
 
 
@@ -367,7 +368,7 @@ class Failing(nn.Module):
         return logits * (torch.nan if self.calls == self.step + 1 else 1.0)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("bad_step", [0, 3, 4])
 def test_a_step_whose_loss_is_not_finite_changes_no_weight(loader, optimizer, bad_step):
     train = section(optimizer=optimizer, lr=0.0123, schedule="constant")
@@ -444,8 +445,9 @@ READING = ["item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__",
         ("bf16", section()),
         ("fp32", section(optimizer="adam")),
         ("fp32", section(optimizer="adamw")),
+        ("bf16", section(optimizer="muon")),
     ],
-    ids=["sgd", "bf16", "adam", "adamw"],
+    ids=["sgd", "bf16", "adam", "adamw", "muon"],
 )
 def test_no_step_waits_for_the_device(loader, monkeypatch, precision, train):
     state = start(train, dropout=0.1)
@@ -470,10 +472,13 @@ def test_no_step_waits_for_the_device(loader, monkeypatch, precision, train):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_a_gpu(coloured_images):
+@pytest.mark.parametrize("resolutions", [None, "6:1,8:1"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_no_step_waits_for_a_gpu(coloured_images, optimizer, resolutions):
     device = torch.device("cuda")
-    images, train = coloured_images(N), section()
-    loader = Loader(images, channel_statistics(images.images_u8), MILD, BATCH, 5, device)
+    images, train = coloured_images(N), section(optimizer=optimizer)
+    augment = replace(MILD, resolutions=resolutions)
+    loader = Loader(images, channel_statistics(images.images_u8), augment, BATCH, 5, device)
     model = make_model().to(device)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
     events = go(TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, device)), loader, train)

@@ -87,7 +87,7 @@ def test_too_few_steps_are_refused(steps):
     assert len(geometric(1e-3, 10, FEWEST_STEPS)) == FEWEST_STEPS
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_a_whole_test_goes_over_four_decades(optimizer):
     start, end = usual_range(optimizer, 90)
     assert start == pytest.approx(MIDDLE[optimizer] / 100)
@@ -296,13 +296,13 @@ def used_by(optimizer: torch.optim.Optimizer) -> list[list[float]]:
     return used
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_a_recipe_is_swept_through_the_learning_rates_in_order(loader, optimizer):
     train = section(optimizer=optimizer)
     state, lrs = start(train), geometric(1e-4, 0.1, 20)  # almost seven epochs
     used = used_by(state.optimizer)
     *_, curve = sweep_recipe(state, loader, train, lrs, precision="fp32", seed=5)
-    assert used == [[lr] * 2 for lr in lrs.tolist()]
+    assert used == [[lr] * 3 for lr in lrs.tolist()]
     assert curve.ending == "completed"
     assert curve.lrs.tolist() == lrs.tolist()
     assert state.step == len(curve.losses) == 20

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from velodrome.config import TrainSection
-from velodrome.training.optim import decayed_weights, l1_norm, make_optimizer, set_lr, skip_step_where
+from velodrome.training.optim import (
+    classifier_of,
+    decayed_weights,
+    l1_norm,
+    make_optimizer,
+    parameter_groups,
+    set_lr,
+    skip_step_where,
+)
 
 OPTIMIZERS = ["sgd", "adam", "adamw"]
+ALL_OPTIMIZERS = [*OPTIMIZERS, "muon"]
 
 
 def make_model() -> nn.Module:
@@ -121,14 +130,63 @@ def test_l1_norm_and_its_gradient():
     assert model[0].bias.grad is None
 
 
-def test_set_lr_reaches_every_group():
-    optimizer = make_optimizer(make_model(), TrainSection())
-    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS)
+def test_set_lr_reaches_every_group(optimizer):
+    made = make_optimizer(make_model(), TrainSection(optimizer=optimizer))
+    assert [group["lr"] for group in made.param_groups] == [0.0, 0.0, 0.0]
+    set_lr(made, 0.25)
+    assert [group["lr"] for group in made.param_groups] == [0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS)
+def test_the_classifier_and_the_biases_have_learning_rates_of_their_own(optimizer):
+    train = TrainSection(optimizer=optimizer, head_lr_scale=0.5, bias_lr_scale=8.0, weight_decay=0.01)
+    model = make_model()
+    made = make_optimizer(model, train)
+    set_lr(made, 0.25)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    found = [
+        ([names[id(weight)] for weight in group["params"]], group["lr"], group["weight_decay"])
+        for group in made.param_groups
+    ]
+    assert found == [
+        (["0.weight"], 0.25, 0.01),
+        (["3.weight"], 0.125, 0.01),
+        (["0.bias", "1.weight", "1.bias", "3.bias"], 2.0, 0.0),
+    ]
+
+
+def test_set_lr_takes_groups_without_a_scale():
+    """Of optimizers that others made."""
+    optimizer = torch.optim.SGD([{"params": [p]} for p in make_model().parameters()], lr=1.0)
     set_lr(optimizer, 0.25)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS)
+def test_only_hidden_weights_of_muon_are_orthogonal(optimizer):
+    groups = parameter_groups(make_model(), TrainSection(optimizer=optimizer))
+    assert [group.get("orthogonal", False) for group in groups] == [optimizer == "muon", False, False]
+
+
+def test_the_classifier_is_the_last_linear_layer():
+    first, last = nn.Linear(4, 4), nn.Linear(4, 2)
+    assert classifier_of(nn.Sequential(first, nn.ReLU(), last, nn.Flatten())) is last.weight
+    assert classifier_of(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())) is None
+    groups = parameter_groups(nn.Sequential(first, last), TrainSection(head_lr_scale=3.0))
+    assert [[id(weight) for weight in group["params"]] for group in groups] == [
+        [id(first.weight)],
+        [id(last.weight)],
+        [id(first.bias), id(last.bias)],
+    ]
+
+
+def test_without_a_classifier_all_weights_are_hidden_ones():
+    groups = parameter_groups(nn.Conv2d(3, 2, 1), TrainSection(head_lr_scale=3.0))
+    assert [(len(group["params"]), group["lr_scale"]) for group in groups] == [(1, 1.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS)
 def test_a_skipped_step_changes_nothing(optimizer):
     model = make_model()
     taken = make_optimizer(model, TrainSection(optimizer=optimizer))
@@ -155,7 +213,7 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS)
 @pytest.mark.usefixtures("uninitialised_memory_is_nan")
 def test_a_skipped_first_step_leaves_no_trace(optimizer):
     """In fp16 the first steps are skipped as a rule, until the gradients' scale is found."""

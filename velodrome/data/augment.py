@@ -2,7 +2,8 @@
 
 What happens to an image is fixed by tables of small numbers, one row an image, drawn on the CPU from
 (seed, epoch). Applying them is plain indexing, without random numbers, so the CPU and a GPU see the same
-images, and a resumed run sees what an uninterrupted one would have seen.
+images (scaled ones but for a level of 255, as each rounds in its own way), and a resumed run sees what an
+uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -249,8 +250,8 @@ def apply(
     if tables.cutout_yx is not None:
         place, size = tables.cutout_yx, augment.cutout
         if side is not None:
-            place = place * side // torch.tensor([height, width], device=place.device)
-            size = max(1, round(size * side / height))
+            place = torch.stack([place[:, 0] * side // height, place[:, 1] * side // width], 1)
+            size = max(1, round(size * side / max(height, width)))
         images = cutout(images, place, size)
     return images
 

@@ -101,7 +101,7 @@ class Loader:
             return None
         parts = resolution_parts(self.augment.resolutions)
         whole = sum(share for _, share in parts)
-        left = step / (self.epochs * self.steps_per_epoch) * whole
+        left = step * whole / (self.epochs * self.steps_per_epoch)
         for side, share in parts:
             left -= share
             if left < 0:

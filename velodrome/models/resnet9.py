@@ -103,8 +103,8 @@ class ResNet9(nn.Module):
         classes: number of classes, the length of the logits.
         width: channels of `prep`; the stages after it have 2, 4 and 8 times as many.
         dropout: probability in [0, 1) of zeroing a feature before `fc`; 0 leaves dropout out altogether.
-        image_size: height and width of the images in pixels, a multiple of 8. `pool` takes the maximum of
-            all that is left of the image, image_size / 8 squared.
+        image_size: height and width of the images in pixels, a multiple of 8; others may be given later.
+            `pool` takes the maximum of all that is left of the image, MaxPool 4 for 32 pixels.
 
     Raises:
         ConfigError: `image_size` is not a positive multiple of 8.
@@ -125,7 +125,7 @@ class ResNet9(nn.Module):
         self.layer1 = Stage(width, 2 * width, residual=True)
         self.layer2 = Stage(2 * width, 4 * width, residual=False)
         self.layer3 = Stage(4 * width, 8 * width, residual=True, norm_scale=LAST_NORM_SCALE)
-        self.pool = nn.MaxPool2d(image_size // DOWNSAMPLING)
+        self.pool = nn.AdaptiveMaxPool2d(1)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.fc = nn.Linear(8 * width, classes, bias=False)
 

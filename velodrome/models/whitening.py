@@ -36,7 +36,7 @@ class PatchWhitening(nn.Conv2d):
         patch = self.kernel_size[0]
         patches = F.unfold(images.float(), patch).transpose(1, 2).reshape(-1, self.axes)
         covariance = patches.T @ patches / len(patches)
-        # In double precision on the CPU, so that devices and numbers of threads agree on the last bits.
+        # In double precision and on the CPU, where every torch can do it.
         variances, axes = torch.linalg.eigh(covariance.double().cpu())
         filters = axes.T / (variances + EPS).sqrt()[:, None]  # (axes, 3 k k)
         filters = torch.cat([filters, -filters]).view(self.weight.shape)

@@ -36,8 +36,8 @@ class Muon(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float, dtype: torch.dtype) -> None:
-        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "orthogonal": False, "weight_decay": 0.0})
-        self.dtype = dtype
+        ordinary = {"orthogonal": False, "weight_decay": 0.0}
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "dtype": dtype, **ordinary})
         for group in self.param_groups:
             for weight in group["params"]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -49,6 +49,8 @@ class Muon(torch.optim.Optimizer):
         scale: Tensor | None = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
             grads = [weight.grad if scale is None else weight.grad / scale for weight in weights]
             if not group["orthogonal"] and group["weight_decay"]:
                 grads = [g + group["weight_decay"] * w for g, w in zip(grads, weights, strict=True)]
@@ -57,8 +59,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(new_buffers, grads)
             steps = list(torch._foreach_add(grads, new_buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
-                steps = orthogonalised(steps, self.dtype)
-                held = [weight * (len(weight) ** 0.5 / weight.norm()) for weight in weights]
+                steps = orthogonalised(steps, group["dtype"])
+                held = [weight * (len(weight) ** 0.5 / weight.norm().clamp_min(TINY)) for weight in weights]
             else:
                 held = weights
             moved = torch._foreach_add(held, steps, alpha=-group["lr"])
