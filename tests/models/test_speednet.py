@@ -23,6 +23,11 @@ def seeded() -> Iterator[None]:
         yield
 
 
+# Convolutions of each stage.
+CONVS = {"layer1": 2, "layer2": 2, "layer3": 3}
+NORMS = {f"{layer}.norm{number + 1}" for layer, convs in CONVS.items() for number in range(convs)}
+
+
 def with_random_norms(model: SpeedNet) -> SpeedNet:
     """Norms and statistics that differ from 0 and 1, so that leaving one out shows."""
     for module in model.modules():
@@ -52,10 +57,10 @@ def reference(weights: dict[str, Tensor], images: Tensor) -> Tensor:
         return whole.reshape(n, c, h // 2, 2, w // 2, 2).amax(dim=(3, 5))
 
     x = gelu(F.conv2d(images, weights["whiten.weight"]))
-    for layer in ("layer1", "layer2", "layer3"):
-        x = halve(F.conv2d(x, weights[f"{layer}.conv1.weight"], padding=1))
-        x = norm_gelu(x, f"{layer}.norm1")
-        x = norm_gelu(F.conv2d(x, weights[f"{layer}.conv2.weight"], padding=1), f"{layer}.norm2")
+    for layer, convs in CONVS.items():
+        for number in range(1, convs + 1):
+            x = F.conv2d(x, weights[f"{layer}.conv{number}.weight"], padding=1)
+            x = norm_gelu(halve(x) if number == 1 else x, f"{layer}.norm{number}")
     return x.amax(dim=(2, 3)) @ weights["fc.weight"].T
 
 
@@ -100,8 +105,8 @@ def test_sizes_that_are_too_small(image_size):
 def test_parameters_by_hand(classes, width):
     model, w = SpeedNet(classes=classes, width=width), width
     whiten = 24 * 3 * 2 * 2
-    convs = 9 * (24 * w + w * w + w * 4 * w + 3 * (4 * w) ** 2)
-    norms = 2 * w + 2 * 4 * w + 2 * 4 * w  # channels of all six
+    convs = 9 * (24 * w + w * w + w * 4 * w + 4 * (4 * w) ** 2)
+    norms = 2 * w + 2 * 4 * w + 3 * 4 * w  # channels of all seven
     fc = 4 * w * classes
     assert sum(p.numel() for p in model.parameters()) == whiten + convs + 2 * norms + fc
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == convs + norms + fc
@@ -112,10 +117,10 @@ def test_stages_and_width():
     names = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
     assert names == ["whiten", "layer1", "layer2", "layer3", "fc"]
     convs = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-    assert convs == [24, 6, 6, 24, 24, 24, 24]
+    assert convs == [24, 6, 6, 24, 24, 24, 24, 24]
     assert model.fc.weight.shape == (5, 24)
     biased = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.endswith("bias")}
-    assert biased == {f"layer{i}.norm{j}" for i in (1, 2, 3) for j in (1, 2)}
+    assert biased == NORMS
 
 
 @pytest.mark.parametrize("width", [4, 32])
@@ -138,7 +143,7 @@ def test_scales_of_norms_are_not_trained():
     set_lr(optimizer, 0.1)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     F.cross_entropy(model(torch.randn(8, 3, 12, 12)), torch.arange(8) % 3).backward()
-    scales = {f"layer{i}.norm{j}.weight" for i in (1, 2, 3) for j in (1, 2)}
+    scales = {f"{norm}.weight" for norm in NORMS}
     without = {name for name, weight in model.named_parameters() if weight.grad is None}
     assert without == scales | {"whiten.weight"}
     optimizer.step()

@@ -1,10 +1,13 @@
 """SpeedNet: the small convolutional network with which `speed94` gets CIFAR-10 to 94% in the least time.
 
 The layout is that of the network of K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"
-(arXiv:2404.00498), itself from hlb-CIFAR10 (T. Balsam, 2023) and D. Page's ResNet (Myrtle.ai, 2018).
+(arXiv:2404.00498), itself from hlb-CIFAR10 (T. Balsam, 2023) and D. Page's ResNet (Myrtle.ai, 2018), with one
+convolution more in the last block.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +21,9 @@ NORM_EPS = 1e-12
 NORM_MOMENTUM = 0.2
 
 
-def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
+def batch_norm(channels: int) -> nn.BatchNorm2d:
     """A batch norm with a learned shift only: the scale, which the next convolution can learn, stays 1."""
-    norm = nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=momentum)
+    norm = nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
     norm.weight.requires_grad = False
     return norm
 
@@ -32,29 +35,24 @@ def identity_conv(channels_in: int, channels_out: int) -> nn.Conv2d:
     return conv
 
 
-class Block(nn.Module):
-    """Conv 3x3 -> MaxPool 2 -> BN -> GELU -> Conv 3x3 -> BN -> GELU.
+def block(channels_in: int, channels_out: int, convs: int = 2) -> nn.Sequential:
+    """Conv 3x3 -> MaxPool 2 -> BN -> GELU, then Conv 3x3 -> BN -> GELU for each further convolution.
 
     Args:
         channels_in: channels of the input (N, channels_in, H, W).
         channels_out: channels of the output (N, channels_out, H // 2, W // 2).
-        norm_momentum: weight of a batch's statistics in the running ones.
+        convs: convolutions, at least 1.
     """
-
-    def __init__(self, channels_in: int, channels_out: int, norm_momentum: float) -> None:
-        super().__init__()
-        self.conv1 = identity_conv(channels_in, channels_out)
-        self.pool = nn.MaxPool2d(2)
-        self.norm1 = batch_norm(channels_out, norm_momentum)
-        self.conv2 = identity_conv(channels_out, channels_out)
-        self.norm2 = batch_norm(channels_out, norm_momentum)
-        self.gelu = nn.GELU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels_in, H, W) -> (N, channels_out, H // 2, W // 2)."""
-        x = self.gelu(self.norm1(self.pool(self.conv1(x))))
-        out: Tensor = self.gelu(self.norm2(self.conv2(x)))
-        return out
+    layers: dict[str, nn.Module] = {
+        "conv1": identity_conv(channels_in, channels_out),
+        "pool": nn.MaxPool2d(2),
+    }
+    for number in range(1, convs + 1):
+        if number > 1:
+            layers[f"conv{number}"] = identity_conv(channels_out, channels_out)
+        layers[f"norm{number}"] = batch_norm(channels_out)
+        layers[f"gelu{number}"] = nn.GELU()
+    return nn.Sequential(OrderedDict(layers))
 
 
 class SpeedNet(nn.Module):
@@ -82,9 +80,10 @@ class SpeedNet(nn.Module):
             )
         self.whiten = PatchWhitening()
         self.gelu = nn.GELU()
-        self.layer1 = Block(self.whiten.out_channels, width, NORM_MOMENTUM)
-        self.layer2 = Block(width, 4 * width, NORM_MOMENTUM)
-        self.layer3 = Block(4 * width, 4 * width, NORM_MOMENTUM)
+        self.layer1 = block(self.whiten.out_channels, width)
+        self.layer2 = block(width, 4 * width)
+        # Where the image is smallest, one more convolution adds 4% to the work.
+        self.layer3 = block(4 * width, 4 * width, convs=3)
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.fc = nn.Linear(4 * width, classes, bias=False)
