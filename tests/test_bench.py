@@ -345,7 +345,12 @@ def test_ctrl_c_ends_the_children_and_keeps_what_is_finished(tmp_path: Path) -> 
     rival = f"sleep 1000 & echo $! > {noted}.part; echo $$ >> {noted}.part; mv {noted}.part {noted}; wait"
     words = ["bench", *FLAGS, "--runs", "2", "--name", "mine", "--against", rival]
     process = subprocess.Popen(
-        [sys.executable, "-m", "velodrome", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "velodrome", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background hands down that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 300
     while not noted.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -96,7 +96,7 @@ def macs_of_speednet(side: int, width: int, classes: int) -> int:
         24 * 12 * first
         + 9 * (24 * w * first + w * w * second)
         + 9 * (w * 4 * w * second + 16 * w * w * third)
-        + 9 * (16 * w * w * third + 16 * w * w * fourth)
+        + 9 * (16 * w * w * third + 2 * 16 * w * w * fourth)
         + 4 * w * classes
     )
 

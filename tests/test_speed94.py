@@ -179,8 +179,8 @@ def test_the_summary_of_the_network(command: Command) -> None:
     assert shapes["whiten"] == [24, 31, 31]
     assert [shapes[f"layer{number}.conv2"] for number in (1, 2, 3)] == [[3, 15, 15], [12, 7, 7], [12, 3, 3]]
     assert shapes["fc"] == [7]
-    convs = 9 * (24 * 3 + 9 + 36 + 3 * 144)
-    assert summary["totals"]["params"] == 288 + convs + 2 * (2 * 3 + 4 * 12) + 12 * 7
+    convs = 9 * (24 * 3 + 9 + 36 + 4 * 144)
+    assert summary["totals"]["params"] == 288 + convs + 2 * (2 * 3 + 5 * 12) + 12 * 7
     assert "whiten" in command("summary", "speednet").out
 
 

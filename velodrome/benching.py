@@ -88,13 +88,14 @@ def bench(
     device, precision = job.device, job.config.run.precision
     new = _new_bench(job.config, against, device)
     del job  # the runs load the data themselves
+    goes_on = place is not None
     if place is None:
         place = create_run(config.run.runs_dir, config.run.name, "bench", lambda draft: _fill(draft, new))
     with locked(place), signals_raise():
         before = Bench.load(place.path)
         _check_same(before, new)
         seeds = [config.run.seed + number for number in range(runs)]
-        if before.starts != new.starts and not all(map(before.is_measured, seeds)):
+        if goes_on and not all(map(before.is_measured, seeds)):
             before = replace(before, starts=before.starts + new.starts)
         return _Work(config, before, device, precision, pattern, progress).do(seeds)
 
