@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
+from velodrome.bench_results import BUSY_LOAD, table
 from velodrome.config import Config
 from velodrome.run.environment import describe_environment
-
-BUSY_LOAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,6 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     """Median, range and number as a phrase: "0.980 (0.970 to 0.990, n = 5)"."""
     middle, low, high, n = middle_and_ends(values, ".3f")
     return f"{middle}{unit} ({low} to {high}, n = {n})" if len(values) > 1 else f"{middle}{unit} (n = 1)"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, as lines, with an empty one after it."""
-    ruler = ["---"] * len(head)
-    return [*("| " + " | ".join(row) + " |" for row in (head, ruler, *rows)), ""]
 
 
 def machine_rows(config: Config, load: float) -> dict[str, str]:

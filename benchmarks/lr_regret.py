@@ -32,6 +32,7 @@ from velodrome.errors import TrainingError
 from velodrome.job import Job, prepare, resolve, score_on
 from velodrome.lr_search import search_before_training
 from velodrome.recipes import quick, resnet9
+from velodrome.spread import t_quantile_975
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.schedule import make_schedule
 
@@ -45,12 +46,6 @@ GRID_SEEDS, FRESH_SEEDS = (0, 1, 2), range(3, 9)
 MORE_SEEDS = {"CIFAR-10, 10,000 images, Adam": range(3, 12)}
 # A value this far below the best with the first seed is not run with the others.
 HOPELESS = 0.04
-# Student's t for a two-sided 95% interval, for 1 to 30 degrees of freedom.
-T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 Row = Mapping[str, Any]
 
@@ -184,7 +179,7 @@ def expected_accuracy(grid: Mapping[float, Sequence[float]], lr: float) -> float
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of its 95% confidence interval (Student's t)."""
     n = len(values)
-    return statistics.mean(values), T95[n - 2] * statistics.stdev(values) / n**0.5
+    return statistics.mean(values), t_quantile_975(n - 1) * statistics.stdev(values) / n**0.5
 
 
 def report(bench: Bench, configs: Mapping[str, Config]) -> list[str]:

@@ -198,7 +198,7 @@ class EvaluateSection:
     """How it is judged."""
 
     score_every: int = setting(
-        1, "epochs between scores on validation and test images; 0: after the last epoch only", at_least(0)
+        1, "epochs between scores on validation and test images; 0: validation ones at the end", at_least(0)
     )
     tta: Literal["flip", "shift"] = setting(
         "flip",
