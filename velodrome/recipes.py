@@ -25,7 +25,7 @@ def resnet9(**settings: object) -> Config:
 def speed94(**settings: object) -> Config:
     """The least time to a mean of 94% on CIFAR-10: SpeedNet, Muon, pictures that grow from 20 to 32 pixels.
 
-    Seven epochs of batches of 500, crops by 2 after reflection, each image and its mirror image by turns,
+    Nine epochs of batches of 1000, crops by 2 after reflection, each image and its mirror image by turns,
     label smoothing 0.2, the learning rate falling linearly to 0; tested with six views of uncertain images.
 
     Still on its way to 94%. Measured on two cores of an AMD EPYC (Zen 5) in bf16, torch 2.13: 93.34% test
@@ -39,15 +39,15 @@ def speed94(**settings: object) -> Config:
         "crop_fill": "reflect",
         "cutout": 0,
         "alternate_flip": True,
-        "resolutions": "20:2,24:2,28:1,32:2",
-        "epochs": 7,
-        "batch_size": 500,
+        "resolutions": "20:2,24:2,28:2,32:3",
+        "epochs": 9,
+        "batch_size": 1000,
         "optimizer": "muon",
-        "lr": 0.15,
+        "lr": 0.2,
         "lr_final": 0.0,
         "peak": 0.0,
-        "head_lr_scale": 0.034,
-        "bias_lr_scale": 177.0,
+        "head_lr_scale": 0.051,
+        "bias_lr_scale": 265.0,
         "momentum": 0.6,
         "weight_decay": 0.0,
         "label_smoothing": 0.2,
