@@ -303,6 +303,13 @@ def test_pairs_are_kept_and_logs_are_read_again(commands: None, tmp_path: Path) 
     assert found.rivals[0].wall_s == first.rivals[0].wall_s
 
 
+def test_the_other_program_is_given_the_seed(commands: None, tmp_path: Path) -> None:
+    config = tiny(tmp_path, name="mine", seed=7)
+    rival = 'test {seed} = 7 && echo "0.{seed}"'
+    found = vd.bench(config, runs=1, against=rival, against_accuracy="(0.+)", progress=False)
+    assert (found.rivals[0].exit_code, found.rivals[0].accuracy, found.against) == (0, 0.7, rival)
+
+
 def test_a_run_without_its_wall_time_is_run_again(commands: None, tmp_path: Path) -> None:
     config = tiny(tmp_path, name="mine")
     first = vd.bench(config, runs=1, against="true", progress=False)

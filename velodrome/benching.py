@@ -46,6 +46,8 @@ from velodrome.run.folder import (
 from velodrome.run.lock import is_locked, locked
 from velodrome.run.sinks import duration, percent
 
+# In the other program's command line, the seed of our run beside it.
+SEED = "{seed}"
 # What makes no difference to the figures of a bench, so that it may go on with another.
 NOT_OF_A_BENCH = ("seed", "name", "runs_dir", "data_root")
 # The times of one table come from one machine.
@@ -68,8 +70,8 @@ def bench(
     Args:
         config: from a recipe; `speed94()` without one. Its seed is the first of the seeds.
         runs: how many seeds.
-        against: command line of another program to run in turn with ours, for the ratio of wall times. Ours
-            is then run as a command too.
+        against: command line of another program to run in turn with ours, for the ratio of wall times;
+            `{seed}` in it becomes the seed of our run beside it. Ours is then run as a command too.
         against_accuracy: regular expression with one group, the accuracy in the output of that program.
         progress: show it on stderr.
 
@@ -300,7 +302,7 @@ class _Work:
         """The other program's run beside a seed, unless it has succeeded before."""
         log, row, again = self._folder.rival_log(seed), self.bench.rival(seed), ""
         if row is None:
-            code, wall_s = run_command(command, log)
+            code, wall_s = run_command(command.replace(SEED, str(seed)), log)
             row = RivalRun(seed, code, wall_s, output_end=end_of(log) if code else None)
         else:
             again = ", measured before"

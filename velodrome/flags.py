@@ -191,7 +191,10 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         "bench", "What is measured. With the --name of a bench that was stopped, it goes on."
     )
     group.add_argument("--runs", default="5", metavar="N", help="runs, each with a seed more (default: 5)")
-    rival = "command line of another program, to be run in turn with ours, for the ratio of wall times"
+    rival = (
+        "command line of another program, to be run in turn with ours, for the ratio of wall times; {seed} "
+        "in it becomes the seed"
+    )
     group.add_argument("--against", metavar="COMMAND", help=rival)
     words = "regular expression with one group: the accuracy in the output of that program; the last counts"
     group.add_argument("--against-accuracy", metavar="REGEX", help=words)
