@@ -8,16 +8,18 @@ and peak of one cycle for `resnet9` and its rivals; other recipes with all setti
 epoch the clock stops and velodrome scores the network on the test images. The JSON is written after each
 epoch of a rival and each run of velodrome, and it can be made in parts:
 
-    python benchmarks/to_accuracy.py --data-root DIR --json FILE --only fastai lightning
+    python benchmarks/to_accuracy.py --data-root DIR --json FILE --only fastai lightning --minutes 20
     python benchmarks/to_accuracy.py --json FILE --only --run speed94=runs/speed94-1 --figure FILE
 
-The second line trains nothing, adds a run that is there already, and draws. A contestant that is trained or
-given again takes the place of what the file has of it. The rivals need torchvision, fastai and lightning.
+The first stops each rival after so many minutes of training. The second trains nothing, adds a run that is
+there already, and draws. A contestant that is trained or given again takes the place of what the file has of
+it. The rivals need torchvision, fastai and lightning.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import subprocess
@@ -91,6 +93,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=at_least(1), help=f"else {EPOCHS}; other recipes: their own")
     parser.add_argument("--lr", type=float, help=f"LRMAX, else {LR_MAX}; other recipes: their own")
     parser.add_argument("--workers", type=at_least(0), default=2, help="of the rivals' loaders")
+    parser.add_argument(
+        "--minutes", type=positive, default=math.inf, help="of training, after which a rival is stopped"
+    )
     parser.add_argument("--target", type=percent, default=0.9, help="accuracy to reach in percent, else 90")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="for the runs of velodrome")
     parser.add_argument("--child", choices=everyone, help=argparse.SUPPRESS)
@@ -112,6 +117,14 @@ def name_and_folder(text: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=FOLDER")
     return name, Path(folder)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def percent(text: str) -> float:
@@ -152,7 +165,7 @@ def config_of(recipe: str, options: argparse.Namespace) -> Config:
     settings = {key: value for key, value in given.items() if value is not None}
     if recipe == "resnet9":
         return resnet9(**{"epochs": EPOCHS, "lr": LR_MAX, **settings})
-    return by_name(recipe)(**settings)
+    return by_name(recipe)(**{"score_every": 1, **settings})
 
 
 def train_in_new_process(name: str, arguments: Sequence[str], load: float) -> int:
@@ -187,14 +200,14 @@ def train_one(name: str, options: argparse.Namespace) -> None:
         done = f"{name}: epoch {len(times_s)} of {about.epochs}"
         print(f"{done}, {times_s[-1]:.1f} s, test accuracy {test_accs[-1]:.2%}", file=sys.stderr)
 
-    contestant.train(EpochWatch(job, tell))
+    contestant.train(EpochWatch(job, tell, 60 * options.minutes))
 
 
 class EpochWatch:
-    """Scores the network after each epoch, while the clock stands still."""
+    """Scores the network after each whole epoch, while the clock stands still; stops training in time."""
 
-    def __init__(self, job: Job, tell: Callable[[list[float], list[float]], None]) -> None:
-        self.job, self.tell, self.clock = job, tell, Clock()
+    def __init__(self, job: Job, tell: Callable[[list[float], list[float]], None], limit_s: float) -> None:
+        self.job, self.tell, self.limit_s, self.clock = job, tell, limit_s, Clock()
         self.times_s: list[float] = []
         self.test_accs: list[float] = []
 
@@ -204,12 +217,14 @@ class EpochWatch:
         self.clock.start()
 
     def step_done(self) -> bool:
-        """Goes on to the last epoch."""
-        return False
+        """Whether the time is over."""
+        return self.clock.elapsed_s() > self.limit_s
 
     def epoch_done(self, network: nn.Module) -> None:
         """Stops the clock, scores, tells, and starts the clock again."""
         synchronize(self.job.device)
+        if self.step_done():  # some libraries call the part of an epoch that was trained an epoch too
+            return
         self.clock.stop()
         _, accuracy = score_on(network, self.job, self.job.splits.test)
         self.times_s.append(self.clock.elapsed_s())

@@ -112,12 +112,15 @@ def test_the_clock_stands_still_while_a_network_is_scored(job, monkeypatch):
         return None, 0.5
 
     monkeypatch.setattr(to_accuracy, "score_on", score)
-    watch = to_accuracy.EpochWatch(job, lambda times_s, accs: told.append((times_s[-1], accs[-1])))
+    watch = to_accuracy.EpochWatch(job, lambda times_s, accs: told.append((times_s[-1], accs[-1])), 9.0)
     watch.begin()
     for _ in range(2):
         now_s[0] += 3
         assert watch.step_done() is False
         watch.epoch_done(job.state.model)
+    now_s[0] += 4
+    assert watch.step_done() is True
+    watch.epoch_done(job.state.model)  # of a part of an epoch
     assert told == [(3, 0.5), (6, 0.5)]
 
 
@@ -135,6 +138,7 @@ def test_recipes_keep_their_settings_and_resnet9_gets_those_of_its_rivals():
     ours, other = (to_accuracy.config_of(name, options).train for name in ("resnet9", "quick"))
     assert (ours.epochs, ours.lr, ours.batch_size) == (8, 0.2, 16)
     assert (other.epochs, other.lr, other.batch_size) == (5, "auto", 16)
+    assert to_accuracy.config_of("speed94", options).evaluate.score_every == 1  # else there is no curve
 
 
 class TestScript:
@@ -171,6 +175,7 @@ class TestScript:
             (["--run", "mine"], "is not NAME=FOLDER"),
             (["--figure", "a.pdf"], "ends neither in .svg nor in .png"),
             (["--target", "100"], "is not between 0 and 100"),
+            (["--minutes", "0"], "0 is not above 0"),
         ],
     )
     def test_bad_words(self, wrong, words, capsys):
