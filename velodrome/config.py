@@ -131,6 +131,14 @@ class AugmentSection:
         "side of the training images as training goes on, PIXELS:SHARE,...; else their own",
         RESOLUTIONS,
     )
+    brightness: float = setting(
+        0.0, "pixels times a random factor in 1 - X to 1 + X, one for each image", from_zero_to_below(1)
+    )
+    contrast: float = setting(
+        0.0,
+        "distance to the image's mean grey times a random factor in 1 - X to 1 + X",
+        from_zero_to_below(1),
+    )
     cutout: int = setting(
         8, "side in pixels of the square that is filled with the mean; 0 turns it off", at_least(0)
     )

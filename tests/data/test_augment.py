@@ -22,6 +22,7 @@ from velodrome.errors import ConfigError
 CIFAR10 = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 OFF = AugmentSection(crop=0, flip=False, cutout=0)
 REFERENCE = AugmentSection()  # crop 4, flip, cutout 8, zero fill
+COLOURED = AugmentSection(brightness=0.2, contrast=0.3)
 
 Image = NDArray[np.uint8]
 
@@ -60,7 +61,8 @@ def every(rows: int, columns: int) -> Tensor:
 
 
 def all_tables(tables: aug.Tables) -> dict[str, Tensor | None]:
-    return {"crop": tables.crop_yx, "flip": tables.flip, "cutout": tables.cutout_yx}
+    names = ("crop", "flip", "cutout", "colour")
+    return dict(zip(names, (tables.crop_yx, tables.flip, tables.cutout_yx, tables.colour), strict=True))
 
 
 # Placement.
@@ -168,6 +170,23 @@ def test_batches_are_float32_in_channels_last_order(random_images, augment):
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_brightness_multiplies_and_contrast_stretches_around_grey():
+    grey = torch.full((1, 4, 4, 3), 100, dtype=torch.uint8)
+    halves = torch.cat([grey[:, :2] - 50, grey[:, 2:] + 50], 1)  # of mean 100
+    constants = Normalisation((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # leaves 0 to 255
+
+    def recoloured(images: Tensor, brightness: float, contrast: float) -> list[float]:
+        found = aug.recolour(
+            aug.normalise(images, constants), torch.tensor([[brightness, contrast]]), constants
+        )
+        return found[0, 0, 1:3, 0].tolist()  # either side of the middle
+
+    assert recoloured(grey, 1.5, 0.3) == pytest.approx([150, 150], rel=1e-3)
+    assert recoloured(halves, 1.0, 2.0) == pytest.approx([0, 200], abs=0.1)
+    assert recoloured(halves, 2.0, 0.5) == pytest.approx([150, 250], rel=1e-3)
+    assert recoloured(halves, 1.0, 1.0) == pytest.approx([50, 150], rel=1e-3)
+
+
 # Tables.
 
 
@@ -181,6 +200,20 @@ def test_tables_hold_what_they_promise():
     assert tables.crop_yx.max(0).values.tolist() == [8, 8]
     assert tables.cutout_yx.min(0).values.tolist() == [0, 0]
     assert tables.cutout_yx.max(0).values.tolist() == [24, 12]
+
+
+def test_factors_of_colour_fill_their_range():
+    n = 20_000
+    augment = AugmentSection(brightness=0.2, contrast=0.5)
+    factors = aug.draw_tables(n, 32, 32, augment, seed=0, epoch=0).colour
+    assert (factors.dtype, factors.shape) == (torch.float32, (n, 2))
+    share = (factors - 1) / torch.tensor([0.2, 0.5])  # uniform in [-1, 1]
+    assert share.abs().max() <= 1 + 1e-6
+    assert share.mean(0).abs().max() < 5 / (3 * n) ** 0.5
+    assert (share.square().mean(0) - 1 / 3).abs().max() < 0.02
+    one = aug.draw_tables(n, 32, 32, AugmentSection(contrast=0.5), seed=0, epoch=0).colour
+    assert one[:, 0].eq(1).all()
+    assert torch.equal(one[:, 1], factors[:, 1])
 
 
 def test_half_of_the_images_are_flipped():
@@ -202,15 +235,15 @@ def test_offsets_are_uniform(name, side):
 
 def test_streams_do_not_follow_one_another():
     n = 20_000
-    tables = aug.draw_tables(n, 32, 32, REFERENCE, seed=0, epoch=0)
-    columns = torch.stack([*tables.crop_yx.T, tables.flip, *tables.cutout_yx.T]).double()
-    correlations = torch.corrcoef(columns) - torch.eye(5)
+    tables = aug.draw_tables(n, 32, 32, COLOURED, seed=0, epoch=0)
+    columns = [*tables.crop_yx.T, tables.flip, *tables.cutout_yx.T, *tables.colour.T]
+    correlations = torch.corrcoef(torch.stack(columns).double()) - torch.eye(7)
     assert correlations.abs().max() < 5 / n**0.5
 
 
 def test_tables_depend_on_seed_and_epoch_alone():
     def draw(seed: int, epoch: int) -> dict[str, Tensor | None]:
-        return all_tables(aug.draw_tables(64, 32, 32, REFERENCE, seed, epoch))
+        return all_tables(aug.draw_tables(64, 32, 32, COLOURED, seed, epoch))
 
     first = draw(1, 2)
     torch.manual_seed(123)
@@ -224,21 +257,23 @@ def test_tables_depend_on_seed_and_epoch_alone():
 @pytest.mark.parametrize(
     ("off", "augment"),
     [
-        ("crop", AugmentSection(crop=0)),
-        ("flip", AugmentSection(flip=False)),
-        ("cutout", AugmentSection(cutout=0)),
+        ("crop", replace(COLOURED, crop=0)),
+        ("flip", replace(COLOURED, flip=False)),
+        ("cutout", replace(COLOURED, cutout=0)),
+        ("colour", REFERENCE),
     ],
 )
 def test_turning_one_off_leaves_the_others_as_they_were(off, augment):
-    with_all = all_tables(aug.draw_tables(64, 32, 32, REFERENCE, seed=5, epoch=1))
+    with_all = all_tables(aug.draw_tables(64, 32, 32, COLOURED, seed=5, epoch=1))
     without = all_tables(aug.draw_tables(64, 32, 32, augment, seed=5, epoch=1))
     assert without.pop(off) is None
     assert all(torch.equal(with_all[name], table) for name, table in without.items())
 
 
 def test_rows_are_those_images():
-    tables = aug.draw_tables(10, 32, 32, AugmentSection(flip=False), seed=0, epoch=0)
+    tables = aug.draw_tables(10, 32, 32, replace(COLOURED, flip=False), seed=0, epoch=0)
     part = tables.rows(3, 7)
+    assert torch.equal(part.colour, tables.colour[3:7])
     assert torch.equal(part.crop_yx, tables.crop_yx[3:7])
     assert torch.equal(part.cutout_yx, tables.cutout_yx[3:7])
     assert part.flip is None

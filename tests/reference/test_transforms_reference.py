@@ -61,6 +61,23 @@ def test_normalize(random_images):
     torch.testing.assert_close(found.contiguous(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_brightness_and_contrast(random_images):
+    images = 60 + random_images(N, 12, 20) // 3  # so that nothing is clipped
+    section = AugmentSection(crop=0, flip=False, cutout=0, brightness=0.3, contrast=0.4)
+    tables = aug.draw_tables(N, 12, 20, section, seed=0, epoch=0)
+    found = aug.apply(torch.from_numpy(images), tables, section, CIFAR10)
+    for image, one, (brightness, contrast) in zip(
+        channels_first(images), found, tables.colour.tolist(), strict=True
+    ):
+        bright = transforms.adjust_brightness(
+            transforms.to_dtype(image, torch.float32, scale=True), brightness
+        )
+        expected = transforms.adjust_contrast(bright, contrast)
+        assert expected.max() < 1
+        expected = transforms.normalize(expected, list(CIFAR10.mean), list(CIFAR10.std))
+        torch.testing.assert_close(one.contiguous(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("fill", ["zero", "reflect"])
 def test_all_in_the_order_of_the_recipe(random_images, fill):
     images = random_images(N, 32, 32)

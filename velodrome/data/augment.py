@@ -22,7 +22,9 @@ from velodrome.data.imageset import Normalisation
 from velodrome.errors import ConfigError
 
 # Each kind of randomness has a stream of its own, so that turning one off leaves the others as they were.
-ORDER, CROP, FLIP, CUTOUT = range(4)
+ORDER, CROP, FLIP, CUTOUT, COLOUR = range(5)
+# Shares of red, green and blue in grey (ITU-R BT.601), rounded as in torchvision.
+GREY = (0.2989, 0.587, 0.114)
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -38,11 +40,13 @@ class Tables:
         crop_yx: (N, 2) int64, top left corner of the crop in the padded image, each in [0, 2 * padding].
         flip: (N,) bool, whether the image is mirrored left to right.
         cutout_yx: (N, 2) int64, top left corner of the cutout square, which lies wholly inside.
+        colour: (N, 2) float32, factors of brightness and contrast.
     """
 
     crop_yx: Tensor | None
     flip: Tensor | None
     cutout_yx: Tensor | None
+    colour: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tables:
         """The tables of images start to stop."""
@@ -52,8 +56,8 @@ class Tables:
         """The tables on the device."""
         return Tables(*(None if t is None else to_device(t, device) for t in self._all()))
 
-    def _all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.crop_yx, self.flip, self.cutout_yx
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.crop_yx, self.flip, self.cutout_yx, self.colour
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -89,7 +93,7 @@ def draw_tables(
         ConfigError: the cutout or the reflected padding does not fit the images.
     """
     check_fits(height, width, augment)
-    crop = flip = cutout_at = None
+    crop = flip = cutout_at = colour = None
     if augment.crop:
         crop = generator(seed, epoch, CROP).integers(0, 2 * augment.crop + 1, (n, 2))
     if augment.flip and augment.alternate_flip:
@@ -101,7 +105,10 @@ def draw_tables(
     if augment.cutout:
         room = (height - augment.cutout + 1, width - augment.cutout + 1)
         cutout_at = generator(seed, epoch, CUTOUT).integers(0, room, (n, 2))
-    return Tables(*(None if t is None else torch.from_numpy(t) for t in (crop, flip, cutout_at)))
+    if augment.brightness or augment.contrast:
+        reach = np.array([augment.brightness, augment.contrast])
+        colour = (1 + reach * generator(seed, epoch, COLOUR).uniform(-1, 1, (n, 2))).astype(np.float32)
+    return Tables(*(None if t is None else torch.from_numpy(t) for t in (crop, flip, cutout_at, colour)))
 
 
 def check_fits(height: int, width: int, augment: AugmentSection) -> None:
@@ -199,6 +206,29 @@ def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
     return images_u8.float().sub_(mean).mul_(1 / std).permute(0, 3, 1, 2)
 
 
+def recolour(images: Tensor, colour: Tensor, normalisation: Normalisation) -> Tensor:
+    """Change brightness, then contrast, as torchvision's ColorJitter does, but without clipping at white.
+
+    Args:
+        images: (N, 3, H, W) float, normalised; changed in place.
+        colour: (N, 2) float. By the first factor all pixels of an image are multiplied, by the second their
+            distance to the mean grey of the image.
+        normalisation: that of `images`.
+
+    Returns:
+        `images`.
+    """
+    constants = torch.tensor([normalisation.mean, normalisation.std, GREY])
+    mean, std, grey = to_device(constants, images.device)  # (3,) each
+    brightness, contrast = colour[:, :1], colour[:, 1:]  # (N, 1)
+    # (N, 1) mean grey of the pixels in [0, 1], brightened
+    centre = brightness * ((images.mean((2, 3)) * std + mean) * grey).sum(1, keepdim=True)
+    # A pixel p becomes contrast * (brightness * p - centre) + centre; here for p = image * std + mean.
+    factor = contrast * brightness  # (N, 1)
+    shift = ((factor - 1) * mean + (1 - contrast) * centre) / std  # (N, 3)
+    return images.mul_(factor[:, :, None, None]).add_(shift[:, :, None, None])
+
+
 def cutout(images: Tensor, cutout_yx: Tensor, size: int) -> Tensor:
     """Set one square of each image to 0, which after normalisation is the training mean.
 
@@ -227,7 +257,7 @@ def apply(
     normalisation: Normalisation,
     side: int | None = None,
 ) -> Tensor:
-    """Crop, flip, scale to `side`, normalise and cut out, in this order, as the tables say.
+    """Crop, flip, scale to `side`, normalise, recolour and cut out, in this order, as the tables say.
 
     Args:
         images_u8: (N, H, W, 3) uint8.
@@ -247,6 +277,8 @@ def apply(
     if side is not None:
         images_u8 = resize(images_u8, side)
     images = normalise(images_u8, normalisation)
+    if tables.colour is not None:
+        images = recolour(images, tables.colour, normalisation)
     if tables.cutout_yx is not None:
         place, size = tables.cutout_yx, augment.cutout
         if side is not None:
