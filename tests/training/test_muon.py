@@ -254,9 +254,11 @@ def everything(weights: list[nn.Parameter], muon: Muon) -> list[bytes]:
     return [tensor.detach().contiguous().numpy().tobytes() for tensor in (*weights, *momenta)]
 
 
+@pytest.mark.parametrize("looks", [True, False], ids=["as on the CPU", "as on a GPU"])
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("kind", GRADIENTS)
-def test_a_step_that_is_left_out_changes_no_bit(kind, steps_before):
+def test_a_step_that_is_left_out_changes_no_bit(kind, steps_before, looks, monkeypatch):
+    monkeypatch.setattr("velodrome.training.muon.may_be_looked_at", lambda flag: looks)
     weights = make_weights(channels_last=True)
     with torch.no_grad():
         weights[3][0, 0] = weights[4][0] = -0.0
@@ -274,6 +276,18 @@ def test_a_step_that_is_left_out_changes_no_bit(kind, steps_before):
     muon.step()
     assert everything(weights, muon) != before
     assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_both_ways_of_leaving_steps_out_take_the_others_alike(monkeypatch):
+    both = []
+    for looks in (True, False):
+        monkeypatch.setattr("velodrome.training.muon.may_be_looked_at", lambda flag, looks=looks: looks)
+        weights = make_weights()
+        muon = make_muon(weights)
+        muon.found_inf = torch.tensor(0.0)
+        take_steps(weights, muon, LRS)
+        both.append(everything(weights, muon))
+    assert both[0] == both[1]
 
 
 def test_without_a_flag_a_gradient_that_is_no_number_is_seen():

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from velodrome.errors import ConfigError
 from velodrome.models.whitening import PatchWhitening
@@ -28,9 +29,33 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def identity_conv(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """A convolution 3x3 whose first `channels_in` filters start as the identity (Dirac initialisation)."""
-    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+class EvenConv2d(nn.Conv2d):
+    """A convolution 3x3 that leaves out the last row and column of its output where it has an odd number.
+
+    MaxPool 2 would leave them out after it. At 32 pixels that saves a tenth of the work of the network.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels_in, H, W) -> (N, channels_out, H // 2 * 2, W // 2 * 2)."""
+        bottom, right = (1 - side % 2 for side in x.shape[2:])
+        return super().forward(F.pad(x, (1, right, 1, bottom)))
+
+
+def identity_conv(channels_in: int, channels_out: int, *, pooled: bool = False) -> nn.Conv2d:
+    """A convolution 3x3 whose first `channels_in` filters start as the identity (Dirac initialisation).
+
+    Args:
+        channels_in: channels of the input (N, channels_in, H, W).
+        channels_out: channels of the output (N, channels_out, H, W), at least `channels_in`.
+        pooled: whether MaxPool 2 follows, for which even parts of H and W are enough.
+    """
+    if pooled:
+        conv: nn.Conv2d = EvenConv2d(channels_in, channels_out)
+    else:
+        conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:channels_in])
     return conv
 
@@ -44,7 +69,7 @@ def block(channels_in: int, channels_out: int, convs: int = 2) -> nn.Sequential:
         convs: convolutions, at least 1.
     """
     layers: dict[str, nn.Module] = {
-        "conv1": identity_conv(channels_in, channels_out),
+        "conv1": identity_conv(channels_in, channels_out, pooled=True),
         "pool": nn.MaxPool2d(2),
     }
     for number in range(1, convs + 1):

@@ -47,25 +47,37 @@ class Muon(torch.optim.Optimizer):
         """Change all weights that have a gradient."""
         skip: Tensor | None = getattr(self, "found_inf", None)
         scale: Tensor | None = getattr(self, "grad_scale", None)
+        if skip is not None and may_be_looked_at(skip):
+            if skip.bool():
+                return
+            skip = None
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
+            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+            changed = (*weights, *buffers)
+            before = () if skip is None else [tensor.clone() for tensor in changed]
             grads = [weight.grad if scale is None else weight.grad / scale for weight in weights]
             if not group["orthogonal"] and group["weight_decay"]:
                 grads = [g + group["weight_decay"] * w for g, w in zip(grads, weights, strict=True)]
-            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-            new_buffers = torch._foreach_mul(buffers, group["momentum"])
-            torch._foreach_add_(new_buffers, grads)
-            steps = list(torch._foreach_add(grads, new_buffers, alpha=group["momentum"]))
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            steps = list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
                 steps = orthogonalised(steps, group["dtype"])
-                held = [weight * (len(weight) ** 0.5 / weight.norm().clamp_min(TINY)) for weight in weights]
-            else:
-                held = weights
-            moved = torch._foreach_add(held, steps, alpha=-group["lr"])
-            for place, value in zip((*weights, *buffers), (*moved, *new_buffers), strict=True):
-                place.copy_(value if skip is None else torch.where(skip.bool(), place, value))
+                lengths = [weight.norm().clamp_min(TINY) for weight in weights]
+                for weight, length in zip(weights, lengths, strict=True):
+                    weight.mul_(len(weight) ** 0.5 / length)
+            torch._foreach_add_(weights, steps, alpha=-group["lr"])
+            if skip is not None:
+                for tensor, old in zip(changed, before, strict=True):
+                    tensor.copy_(torch.where(skip.bool(), old, tensor))
+
+
+def may_be_looked_at(flag: Tensor) -> bool:
+    """Whether reading a flag makes nobody wait: on the CPU, which has nothing else to do meanwhile."""
+    return flag.device.type == "cpu"
 
 
 def orthogonalised(steps: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -100,13 +112,19 @@ def orthogonalised(steps: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def _orthogonalised_wide(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(M, r, c) float32 with r <= c -> the same shape, singular values near 1."""
-    a, b, c = QUINTIC
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + TINY)).to(dtype)
     gram = (x @ x.mT).float()  # (M, r, r)
-    identity = torch.eye(gram.shape[1], device=x.device)
-    factor = identity
-    for _ in range(ROUNDS):
-        p = a * identity + b * gram + c * (gram @ gram)
-        factor = p @ factor
-        gram = p @ gram @ p
+    factor = last = _quintic(gram)
+    for _ in range(ROUNDS - 1):
+        gram = last @ gram @ last
+        last = _quintic(gram)
+        factor = last @ factor
     return (factor.to(dtype) @ x).float()
+
+
+def _quintic(gram: Tensor) -> Tensor:
+    """(M, r, r) -> a + b A + c A^2, by which the iteration multiplies."""
+    a, b, c = QUINTIC
+    result = b * gram + c * (gram @ gram)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
