@@ -89,14 +89,16 @@ def test_resolutions_span_the_epochs_of_the_schedule(prepared: Prepare) -> None:
 
 def macs_of_speednet(side: int, width: int, classes: int) -> int:
     """Multiply-accumulates for one image, by hand."""
-    first = (side - 1) ** 2
-    second, third, fourth = (((side - 1) // 2**power) ** 2 for power in (1, 2, 3))
+    sides = [(side - 1) // 2**power for power in range(4)]
+    first, second, third, fourth = (side**2 for side in sides)
+    # In front of a pool, the even part of a side.
+    pooled1, pooled2, pooled3 = ((side // 2 * 2) ** 2 for side in sides[:3])
     w = width
     return (
         24 * 12 * first
-        + 9 * (24 * w * first + w * w * second)
-        + 9 * (w * 4 * w * second + 16 * w * w * third)
-        + 9 * (16 * w * w * third + 2 * 16 * w * w * fourth)
+        + 9 * (24 * w * pooled1 + w * w * second)
+        + 9 * (w * 4 * w * pooled2 + 16 * w * w * third)
+        + 9 * (16 * w * w * pooled3 + 2 * 16 * w * w * fourth)
         + 4 * w * classes
     )
 
