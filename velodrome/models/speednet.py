@@ -44,19 +44,9 @@ class EvenConv2d(nn.Conv2d):
         return super().forward(F.pad(x, (1, right, 1, bottom)))
 
 
-def identity_conv(channels_in: int, channels_out: int, *, pooled: bool = False) -> nn.Conv2d:
-    """A convolution 3x3 whose first `channels_in` filters start as the identity (Dirac initialisation).
-
-    Args:
-        channels_in: channels of the input (N, channels_in, H, W).
-        channels_out: channels of the output (N, channels_out, H, W), at least `channels_in`.
-        pooled: whether MaxPool 2 follows, for which even parts of H and W are enough.
-    """
-    if pooled:
-        conv: nn.Conv2d = EvenConv2d(channels_in, channels_out)
-    else:
-        conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-    nn.init.dirac_(conv.weight.data[:channels_in])
+def identity(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution, its first filters the identity (Dirac initialisation): one for each input channel."""
+    nn.init.dirac_(conv.weight.data[: conv.in_channels])
     return conv
 
 
@@ -69,12 +59,13 @@ def block(channels_in: int, channels_out: int, convs: int = 2) -> nn.Sequential:
         convs: convolutions, at least 1.
     """
     layers: dict[str, nn.Module] = {
-        "conv1": identity_conv(channels_in, channels_out, pooled=True),
+        "conv1": identity(EvenConv2d(channels_in, channels_out)),
         "pool": nn.MaxPool2d(2),
     }
     for number in range(1, convs + 1):
         if number > 1:
-            layers[f"conv{number}"] = identity_conv(channels_out, channels_out)
+            conv = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+            layers[f"conv{number}"] = identity(conv)
         layers[f"norm{number}"] = batch_norm(channels_out)
         layers[f"gelu{number}"] = nn.GELU()
     return nn.Sequential(OrderedDict(layers))

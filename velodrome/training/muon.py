@@ -66,9 +66,8 @@ class Muon(torch.optim.Optimizer):
             steps = list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
                 steps = orthogonalised(steps, group["dtype"])
-                lengths = [weight.norm().clamp_min(TINY) for weight in weights]
-                for weight, length in zip(weights, lengths, strict=True):
-                    weight.mul_(len(weight) ** 0.5 / length)
+                for weight in weights:
+                    weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(TINY))
             torch._foreach_add_(weights, steps, alpha=-group["lr"])
             if skip is not None:
                 for tensor, old in zip(changed, before, strict=True):
