@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velodrome.device import autocast, memory_kept
+from velodrome.events import WarmedUp
 from velodrome.job import Job
 from velodrome.models.build import build_model
 from velodrome.run.stopping import Every
@@ -91,6 +92,8 @@ def training_steps(job: Job) -> Steps:
     )
     watch = Every(WATCH_S)
     for event in events:
+        if isinstance(event, WarmedUp):
+            continue
         if watch.is_due():
             raise_if_not_finite(state, lr_at)
         yield event

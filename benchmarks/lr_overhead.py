@@ -24,6 +24,7 @@ from dated_tables import Claim, command_line, heading, machine_rows, print_and_a
 
 from velodrome.config import SearchSection
 from velodrome.device import memory_kept
+from velodrome.events import StepDone
 from velodrome.job import Job, prepare
 from velodrome.lr_search import search_job
 from velodrome.recipes import resnet9
@@ -45,7 +46,7 @@ def time_search(job: Job) -> tuple[float, int, float]:
 def time_steps(job: Job, steps: int) -> float:
     """Seconds of so many steps of training with a small learning rate, by the same loop."""
     trial = job.throwaway(job.config.run.seed)
-    events = fit(
+    training = fit(
         trial.state,
         trial.loader,
         lambda _step: 1e-3,
@@ -54,6 +55,7 @@ def time_steps(job: Job, steps: int) -> float:
         seed=trial.config.run.seed,
         score=lambda _network: NO_SCORES,
     )
+    events = (event for event in training if isinstance(event, StepDone))
     with memory_kept(trial.device):
         start_s = time.perf_counter()
         for _ in itertools.islice(events, steps):

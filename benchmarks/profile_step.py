@@ -63,14 +63,19 @@ class MarkedEpoch:
         with record_function(BATCH):
             return self.epoch[step]
 
+    def batch(self, step: int, side: int | None) -> tuple[Tensor, Tensor]:
+        """A batch of this side in pixels, for warming up."""
+        return self.epoch.batch(step, side)
+
 
 class MarkedLoader:
     """A loader of marked epochs, with as much of a loader as the training loop uses."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self.images_u8 = loader.images_u8
+        self.device = loader.device
         self.steps_per_epoch = loader.steps_per_epoch
+        self.kinds = loader.kinds
 
     def epoch(self, epoch: int) -> MarkedEpoch:
         """The batches of an epoch."""

@@ -11,6 +11,9 @@ from velodrome.data.imageset import ImageSet, ImagesU8
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/faults; they are here because pytest asks for options before it looks into folders."""
     parser.addoption("--kills", type=int, default=20, metavar="N", help="how often a training run is killed")
+    parser.addoption(
+        "--every-operation", action="store_true", help="go wrong at every operation, not at every third"
+    )
     parser.addoption("--kill-seed", type=int, metavar="SEED", help="repeats a campaign of kills")
 
 

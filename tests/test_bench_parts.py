@@ -32,6 +32,7 @@ TABLE = """\
 - accuracy with test-time augmentation (TTA): mean 94.50%, 95% CI of the mean 88.15% to 100.85% \
 (Student's t, n = 2), standard deviation 0.71 points, lowest 94.00%, highest 95.00%
 - time from data in memory to the final answers: median 100.5 s (n = 1)
+- time by DAWNBench's rules, preparation and training without the final answers: median 101.5 s (n = 1)
 - ceiling, matrix products in bf16 right before and after each run: median 400,000 GFLOP/s (n = 1)
 - seed 2 failed: The loss is\\nnot finite.
 
@@ -80,7 +81,7 @@ def bench(tmp_path: Path) -> Bench:
     return (
         empty.with_run(OwnRun(1, 0.94, 0.95, 200.0, None, 20.0, None, 210.0))
         .with_run(OwnRun(0, error="to be replaced"))
-        .with_run(OwnRun(0, 0.93, 0.94, 100.0, 0.5, 20.0, 4e5, 120.0))
+        .with_run(OwnRun(0, 0.93, 0.94, 100.0, 0.5, 20.0, 4e5, 120.0, 1.5))
         .with_run(OwnRun(2, error="The loss is\nnot finite."))
         .with_rival(RivalRun(0, 0, 240.0, 0.915))
         .with_rival(RivalRun(1, 3, 5.0, output_end="broken"))

@@ -21,6 +21,7 @@ from velodrome.config import (
 from velodrome.errors import ConfigError
 from velodrome.recipes import RECIPES, by_name, quick, resnet9
 from velodrome.training.lr_range import MIDDLE
+from velodrome.training.schedule import resolve_lr
 
 
 def test_resnet9_is_the_reference_recipe() -> None:
@@ -222,6 +223,21 @@ def test_resolutions_in_yaml(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(quick(resolutions=text)))
     assert read_yaml(path)["resolutions"] == text
+
+
+@pytest.mark.parametrize("key", ["lr_min", "lr_final"])
+def test_low_rates_may_be_a_percentage_of_the_highest(key: str, tmp_path: Path) -> None:
+    config = override(resnet9(), {key: "2.5%"}, "flags")
+    assert getattr(config.train, key) == "2.5%"
+    (tmp_path / "settings.yaml").write_text(to_yaml(config))
+    values = read_yaml(tmp_path / "settings.yaml")
+    assert values.pop("recipe") == "resnet9"
+    assert override(resnet9(), values, "settings.yaml") == config
+    assert getattr(resolve_lr(config.train, 0.4), key) == pytest.approx(0.01)
+    assert getattr(resolve_lr(resnet9(lr=0.2, **{key: "0%"}).train), key) == 0
+    for bad in ("101%", "-1%", "%", "x%", "nan%"):
+        with pytest.raises(ConfigError, match="or a percentage of lr such as 10%"):
+            override(resnet9(), {key: bad}, "flags")
 
 
 def test_every_optimizer_has_its_usual_learning_rates() -> None:

@@ -45,7 +45,7 @@ def test_the_filters_are_fitted_to_the_normalised_training_images(prepared: Prep
 
 def test_no_more_images_than_needed_are_looked_at(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepared().state.model.whiten.weight
-    monkeypatch.setattr(jobs, "IMAGES_TO_FIT", 7)
+    monkeypatch.setattr(jobs, "images_to_fit", lambda _network: 7)
     job = prepared()
     alone = PatchWhitening()
     alone.fit(normalise(torch.from_numpy(job.splits.train.images_u8[:7]), job.normalisation))
@@ -128,3 +128,15 @@ def test_nothing_of_the_job_is_changed_by_counting(prepared: Prepare) -> None:
     train_pflop(job)
     assert job.state.model.training
     assert all(torch.equal(value, before[name]) for name, value in job.state.model.state_dict().items())
+
+
+def test_the_last_smaller_batch_can_be_dropped(prepared: Prepare) -> None:
+    kept, dropped = prepared(), prepared(drop_last=True)
+    assert (kept.total_steps, dropped.total_steps) == (6, 4)
+    assert dropped.loader.images_per_epoch == 32
+    assert train_pflop(dropped) == pytest.approx(train_pflop(kept) * 32 / 40)
+    assert train_pflop(prepared(drop_last=True, batch_size=20)) == train_pflop(prepared(batch_size=20))
+
+
+def test_preparation_has_a_time(prepared: Prepare) -> None:
+    assert 0 < prepared().prepare_s < 60

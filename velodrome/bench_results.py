@@ -24,8 +24,8 @@ RUN_COLUMNS = (
 )
 PAIR_COLUMNS = ("seed", "velodrome (s)", "other (s)", "its accuracy", "other / velodrome")
 MEASURED = (
-    *("accuracy_tta", "accuracy", "time_s", "train_s", "predict_s", "train_pflop"),
-    *("gflops", "ceiling_gflops", "ceiling_share", "wall_s"),
+    *("accuracy_tta", "accuracy", "time_s", "dawnbench_s", "prepare_s", "train_s", "predict_s"),
+    *("train_pflop", "gflops", "ceiling_gflops", "ceiling_share", "wall_s"),
 )
 # Of each column: what it shows, and how.
 _FORMS = {
@@ -281,6 +281,8 @@ def _sentences(bench: Bench) -> list[str]:
         f"- accuracy with test-time augmentation (TTA): {accuracy_text(found['accuracy_tta'])}",
         "- time from data in memory to the final answers: median "
         + spread_text(found["time_s"], ".1f", " s"),
+        "- time by DAWNBench's rules, preparation and training without the final answers: median "
+        + spread_text(found["dawnbench_s"], ".1f", " s"),
         f"- ceiling, matrix products in {bench.settings.get('precision')} right before and after each run: "
         f"median {spread_text(found['ceiling_gflops'], ',.0f', ' GFLOP/s')}",
         *(f"- seed {run.seed} failed: {visible(str(run.error))}" for run in bench.failed),

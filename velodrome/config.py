@@ -23,6 +23,8 @@ import yaml
 from velodrome.errors import ConfigError, did_you_mean
 
 Auto = Literal["auto"]
+# Such as "10%", of LRMAX.
+Percent = typing.NewType("Percent", str)
 
 # LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
 USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3, "muon": 0.1}
@@ -55,6 +57,18 @@ def from_zero_to_below(high: float) -> Rule:
 def between(low: float, high: float) -> Rule:
     """The rule `low <= value <= high`."""
     return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+def share_of(percentage: str) -> float:
+    """The number that a percentage such as "10%" stands for.
+
+    Raises:
+        ValueError: it is none from 0% to 100%.
+    """
+    share = float(percentage.removesuffix("%")) / 100
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
 
 
 def resolution_parts(text: str) -> list[tuple[int, float]]:
@@ -157,6 +171,33 @@ class ModelSection:
     dropout: float = setting(
         0.0, "probability of dropping a feature before the classifier", from_zero_to_below(1)
     )
+    prep: Literal["conv", "whiten"] | Auto = setting(
+        "auto",
+        "first layer: learned, or frozen filters that whiten patches; auto: conv, in speednet whiten",
+    )
+    activation: Literal["relu", "celu", "gelu"] | Auto = setting(
+        "auto", "after each batch norm; celu has alpha 0.3; auto: relu, in speednet gelu"
+    )
+    norm_scale: Literal["learned", "fixed"] | Auto = setting(
+        "auto", "batch norm's scales; fixed: 1 throughout; auto: learned, in speednet fixed"
+    )
+    ghost_batch: int | None = setting(
+        None, "images over which batch norm takes its statistics in training; else the batch", at_least(1)
+    )
+    logit_scale: float = setting(1.0, "factor of the logits", above(0))
+
+
+# What the networks are made of where that is "auto".
+MADE_OF: dict[str, dict[str, str]] = {
+    "resnet9": {"prep": "conv", "activation": "relu", "norm_scale": "learned"},
+    "speednet": {"prep": "whiten", "activation": "gelu", "norm_scale": "fixed"},
+}
+
+
+def made_of(model: ModelSection) -> ModelSection:
+    """The section with what its network is made of in place of every "auto"."""
+    usual: dict[str, Any] = {k: v for k, v in MADE_OF[model.model].items() if getattr(model, k) == "auto"}
+    return dataclasses.replace(model, **usual)
 
 
 @dataclass(frozen=True)
@@ -165,6 +206,10 @@ class TrainSection:
 
     epochs: int = setting(24, "passes over the training images", at_least(1))
     batch_size: int = setting(512, "images a step; the last batch of an epoch may be smaller", at_least(1))
+    drop_last: bool = setting(
+        False,
+        "leave out the last batch of an epoch where it is smaller; its images differ from epoch to epoch",
+    )
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = setting(
         "sgd", "sgd has Nesterov momentum; muon is for convolutions, with sgd for the rest"
     )
@@ -177,10 +222,10 @@ class TrainSection:
     lr: float | Auto = setting(
         "auto", "LRMAX, the highest learning rate; auto: found by a range test before training", above(0)
     )
-    lr_min: float | Auto = setting(
+    lr_min: float | Auto | Percent = setting(
         "auto", "LRMIN, the learning rate of the first step; auto: LRMAX/10", above(0)
     )
-    lr_final: float | Auto = setting(
+    lr_final: float | Auto | Percent = setting(
         "auto", "learning rate of the last step; auto: LRMIN, that is no annihilation", at_least(0)
     )
     head_lr_scale: float = setting(1.0, "learning rate of the classifier, as a multiple of lr", above(0))
@@ -188,11 +233,21 @@ class TrainSection:
         1.0, "learning rate of biases and of batch norm's scales and shifts, as a multiple of lr", above(0)
     )
     peak: float = setting(5 / 24, "where LRMAX stands, as a fraction of all steps", between(0, 1))
+    flat_end: float = setting(
+        0.0,
+        "share of all steps, at the end, that keep the final learning rate of one-cycle or cosine",
+        from_zero_to_below(1),
+    )
     anneal: Literal["linear", "cosine"] = setting("linear", "shape of the two slopes of one-cycle")
     momentum: float = setting(0.9, "momentum of sgd and muon, beta1 of adam and adamw", from_zero_to_below(1))
     weight_decay: float = setting(
         5e-4,
         "L2 penalty on convolution and linear weights (decoupled with adamw; muon: linear ones only)",
+        at_least(0),
+    )
+    bias_decay_scale: float = setting(
+        0.0,
+        "L2 penalty on biases and on batch norm's scales and shifts, as a multiple of weight_decay",
         at_least(0),
     )
     l1: float = setting(0.0, "L1 penalty on convolution and linear weights", at_least(0))
@@ -223,7 +278,9 @@ class RunSection:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: half where the device gains by it"
     )
-    compile: bool = setting(False, "compile the network with torch.compile")
+    compile: bool = setting(
+        False, "compile the network with torch.compile; on a GPU, capture whole steps as CUDA graphs"
+    )
     checkpoint_every: float | None = setting(
         None, "minutes between checkpoints within an epoch; one is written after every epoch anyway", above(0)
     )
@@ -350,12 +407,30 @@ def check(config: Config) -> Config:
     train = config.train
     for key in {"one-cycle": ("lr_min", "lr_final"), "cosine": ("lr_final",), "constant": ()}[train.schedule]:
         low = getattr(train, key)
-        if low != "auto" and train.lr != "auto" and low > train.lr:
+        if not isinstance(low, str) and train.lr != "auto" and low > train.lr:
             raise ConfigError(
                 f"{key} is {low:g}, but must not be above lr, which is {train.lr:g}.",
                 f"Lower --{key.replace('_', '-')} or raise --lr.",
             )
-    limit, batch = config.data.limit_train, train.batch_size
+    if train.schedule == "one-cycle" and train.flat_end and train.peak + train.flat_end >= 1:
+        raise ConfigError(
+            f"peak is {train.peak:g} and flat_end {train.flat_end:g}, but together they must be below 1.",
+            "Lower --peak or --flat-end: the learning rate falls in what they leave.",
+        )
+    if config.model.model == "speednet":
+        for key, own in MADE_OF["speednet"].items():
+            value = getattr(config.model, key)
+            if value not in ("auto", own):
+                raise ConfigError(
+                    f"{key} is {value!r}, but in speednet it is always {own!r}.",
+                    f"Leave out --{key.replace('_', '-')}, or use --model resnet9.",
+                )
+    limit, batch, ghost = config.data.limit_train, train.batch_size, config.model.ghost_batch
+    if ghost is not None and ghost > batch:
+        raise ConfigError(
+            f"ghost_batch is {ghost}, but must not be larger than batch_size, which is {batch}.",
+            f"Use --ghost-batch {batch} or smaller, or a larger --batch-size.",
+        )
     if limit is not None and batch > limit:
         raise ConfigError(
             f"batch_size is {batch}, but must not be larger than the training set of {limit} (limit_train).",
@@ -425,6 +500,8 @@ def describe_kind(item: Setting) -> str:
         rule = f" {item.rule.words}" if item.rule and scalar in (int, float) else ""
         noun = _NOUNS[scalar]
         words.append(item.rule.words if item.rule and scalar is str else noun + rule)
+    if Percent in _members(item.kind):
+        words.append("a percentage of lr such as 10%")
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
@@ -442,7 +519,8 @@ def _checked(item: Setting, value: object, origin: str) -> object:
     """The value in the setting's type, or a ConfigError that names it, the rule and the remedy."""
     try:
         converted = _convert(value, item.kind)
-        if item.rule and converted is not None and converted != "auto" and not item.rule.holds(converted):
+        is_free = converted is None or (isinstance(converted, str) and _scalar(item.kind) is not str)
+        if item.rule and not is_free and not item.rule.holds(converted):
             raise ValueError
     except (ValueError, TypeError, ArithmeticError):
         choices = _choices(item.kind)
@@ -504,6 +582,9 @@ def _convert(value: object, kind: Any) -> object:
             return None
         raise ValueError
     if value in _choices(kind):
+        return value
+    if Percent in _members(kind) and isinstance(value, str) and value.endswith("%"):
+        share_of(value)
         return value
     scalar = _scalar(kind)
     if scalar is None:

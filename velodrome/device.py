@@ -106,6 +106,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
+def convolutions_tuned(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its ways to convolve when it meets a size for the first time, and keep the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let operations on the CPU use this many threads."""
     before = torch.get_num_threads()

@@ -25,6 +25,13 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class WarmedUp:
+    """Kernels are chosen, and all that is to be compiled is; the seconds are not part of training."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One optimizer step has been issued; `step` counts from 0 over the whole run, `lr` is the one it used.
 
@@ -95,7 +102,7 @@ class RunFinished:
     train_seconds: float
 
 
-Event = RunStarted | StepDone | EpochDone | CheckpointSaved | RunStopped | RunFinished
+Event = RunStarted | WarmedUp | StepDone | EpochDone | CheckpointSaved | RunStopped | RunFinished
 
 
 class Sink(Protocol):

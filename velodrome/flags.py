@@ -239,7 +239,10 @@ def _add_settings(
 
 def _add_flags(group: Any, settings: Iterable[Setting], prefix: str) -> None:
     for item in settings:
-        words = item.help.replace("%", "%%")
+        words = item.help
+        if item.kind is not bool and _is_limited(item.kind):
+            words += f" ({describe_kind(item)})"
+        words = words.replace("%", "%%")  # as argparse wants it
         if item.kind is bool:
             group.add_argument(
                 item.flag,
@@ -254,7 +257,7 @@ def _add_flags(group: Any, settings: Iterable[Setting], prefix: str) -> None:
                 dest=prefix + item.key,
                 metavar=_metavar(item.kind),
                 default=argparse.SUPPRESS,
-                help=f"{words} ({describe_kind(item)})" if _is_limited(item.kind) else words,
+                help=words,
             )
 
 

@@ -17,14 +17,11 @@ from velodrome.device import check_can_compile, device_kind, pick_device, pick_p
 from velodrome.errors import ConfigError
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
-from velodrome.models.build import build_model, fit_to_images, learns_from_images
+from velodrome.models.build import build_model, fit_to_images, images_to_fit
 from velodrome.models.summary import summarize
 from velodrome.training.optim import make_optimizer
 from velodrome.training.schedule import resolve_lr
 from velodrome.training.state import Clock, Meter, TrainState
-
-# Of so many training images a network computes what it does not learn: some millions of patches.
-IMAGES_TO_FIT = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +34,7 @@ class Job:
     normalisation: Normalisation
     loader: Loader
     state: TrainState
+    prepare_s: float = 0.0  # seconds for the constants of normalisation, and images to the device
 
     def with_lr(self, lr: float) -> Job:
         """The same job with LRMAX where it was "auto", and what follows from it.
@@ -97,11 +95,16 @@ def prepare(config: Config, splits: Splits | None = None, *, progress: bool = Tr
         splits = load_splits(config.data, config.run.seed, progress=progress)
     _check_batch(config.train.batch_size, len(splits.train))
     device = torch.device(config.run.device)
+    synchronize(device)  # what a GPU takes to wake up belongs to nobody
+    clock = Clock()
+    clock.start()
     normalisation = channel_statistics(splits.train.images_u8)
     loader = make_loader(config, splits.train, normalisation, device)
+    synchronize(device)
+    clock.stop()
     state = _new_state(config, splits, loader)
     _check_resolutions(config, state.model)
-    return Job(config, device, splits, normalisation, loader, state)
+    return Job(config, device, splits, normalisation, loader, state, clock.elapsed_s())
 
 
 def make_loader(
@@ -110,7 +113,8 @@ def make_loader(
     """The training batches of a config, from images that are put on the device."""
     span = config.train.schedule_epochs or config.train.epochs
     batch_size, seed = config.train.batch_size, config.run.seed
-    return Loader(images, normalisation, config.augment, batch_size, seed, device, span)
+    drop_last = config.train.drop_last
+    return Loader(images, normalisation, config.augment, batch_size, seed, device, span, drop_last)
 
 
 def _new_state(config: Config, splits: Splits, loader: Loader) -> TrainState:
@@ -123,9 +127,9 @@ def _new_state(config: Config, splits: Splits, loader: Loader) -> TrainState:
         seed=config.run.seed,
     ).to(device)
     clock = Clock()
-    if learns_from_images(network):
+    if wanted := images_to_fit(network):
         clock.start()
-        fit_to_images(network, normalise(loader.images_u8[:IMAGES_TO_FIT], loader.normalisation))
+        fit_to_images(network, normalise(loader.images_u8[:wanted], loader.normalisation))
         synchronize(device)
         clock.stop()
     return TrainState(
@@ -165,7 +169,7 @@ def train_pflop(job: Job) -> float:
     """
     own = job.splits.train.images_u8.shape[1]
     batch, per_epoch = job.config.train.batch_size, job.loader.steps_per_epoch
-    last_batch = len(job.splits.train) - (per_epoch - 1) * batch
+    last_batch = job.loader.images_per_epoch - (per_epoch - 1) * batch
     images: Counter[int] = Counter()
     for step in range(job.total_steps):
         images[job.loader.side_at(step) or own] += last_batch if (step + 1) % per_epoch == 0 else batch

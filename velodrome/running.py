@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from velodrome.config import settings_of_training, to_yaml
-from velodrome.device import memory_kept
+from velodrome.device import convolutions_tuned, memory_kept
 from velodrome.errors import (
     EXIT_INTERRUPTED,
     EXIT_PARTLY,
@@ -36,6 +36,7 @@ from velodrome.events import (
     RunStarted,
     RunStopped,
     Sink,
+    WarmedUp,
 )
 from velodrome.job import Job, score_on, train_pflop
 from velodrome.models.summary import summarize
@@ -90,9 +91,10 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
                     write_samples(folder, job.splits.train, job.loader)
                 _show_live(folder)
                 # Dropout draws from the global generators; the caller gets them back as they were.
-                with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-                    _train(folder, job, tell, stop)
-                tell(_finish(folder, job))
+                own_rng = torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else [])
+                with own_rng, convolutions_tuned(job.device):
+                    warm_up_s = _train(folder, job, tell, stop)
+                tell(_finish(folder, job, warm_up_s))
             show(folder)
         except RunError as error:
             error.exit_code = EXIT_PARTLY
@@ -136,8 +138,13 @@ def _listening(folder: RunFolder, job: Job, *, progress: bool) -> Iterator[Tell]
         yield tell
 
 
-def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
-    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early."""
+def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
+
+    Returns:
+        Seconds that it took to warm up before the first step, which are no part of training.
+    """
+    warm_up_s = 0.0
     state, config = job.state, job.config
     lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
     events = fit(
@@ -155,6 +162,8 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
     try:
         for event in events:
             tell(event)
+            if isinstance(event, WarmedUp):
+                warm_up_s = event.seconds
             if watch.is_due():
                 raise_if_not_finite(state, lr_at)
             if state.meter.done == job.loader.steps_per_epoch:
@@ -172,6 +181,7 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> None:
     except TrainingError as error:
         tell(RunStopped(state.step, error.problem))
         raise
+    return warm_up_s
 
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
@@ -186,7 +196,7 @@ def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> 
     return InterruptedRunError(where, f"Go on with: velodrome resume {shlex.quote(str(folder.path))}", code)
 
 
-def _finish(folder: RunFolder, job: Job) -> RunFinished:
+def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
     """Score the trained network on every test image and write the results; result.json comes last."""
     state, config = job.state, job.config
     trained = Trained(state.model, job.normalisation, job.device, config.run.precision, config.evaluate.tta)
@@ -205,12 +215,14 @@ def _finish(folder: RunFolder, job: Job) -> RunFinished:
         "train_loss": last.train_loss,
         "val_accuracy": last.val_acc,
         "val_loss": last.val_loss,
+        "prepare_seconds": job.prepare_s,
+        "warm_up_seconds": warm_up_s,
         "train_seconds": finished.train_seconds,
         "predict_seconds": results.predict_s,
         "train_pflop": train_pflop(job),
         "epochs": state.epoch,
         "params": _count_parameters(state.model),
-        "images_per_s": state.epoch * len(job.splits.train) / finished.train_seconds,
+        "images_per_s": state.epoch * job.loader.images_per_epoch / finished.train_seconds,
         "device": job.device.type,
         "precision": config.run.precision,
         "seed": config.run.seed,

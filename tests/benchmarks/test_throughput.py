@@ -28,6 +28,7 @@ with pytest.MonkeyPatch.context() as path:
     contestants_torch = importlib.import_module("contestants_torch")
     libraries = importlib.import_module("contestants_libraries")
     profile_step = importlib.import_module("profile_step")
+    profile_layers = importlib.import_module("profile_layers")
     tables = importlib.import_module("dated_tables")
     throughput = importlib.import_module("throughput")
 
@@ -222,7 +223,7 @@ def test_without_a_library_it_says_what_to_install(library, monkeypatch):
     assert "--only" in raised.value.remedy
 
 
-@pytest.mark.parametrize("script", [throughput, profile_step])
+@pytest.mark.parametrize("script", [throughput, profile_step, profile_layers])
 def test_bad_input_is_one_line(script, capsys):
     assert script.main(["--width", "0"]) == 2
     told = capsys.readouterr()
@@ -354,3 +355,34 @@ def test_shares_add_up(job):
     *shares, whole = (float(share.rstrip("%")) for _, _, share in rows)
     assert sum(shares) == pytest.approx(whole, abs=0.1 * len(shares))
     assert whole == 100
+
+
+@pytest.mark.parametrize("recipe", ["speed94", "resnet9", "dawnbench"])
+def test_layers_and_the_rest_are_the_whole_step(recipe, capsys):
+    words = [
+        "--data",
+        "shapes",
+        "--limit-train",
+        "64",
+        "--batch-size",
+        "32",
+        "--width",
+        "2",
+        "--recipe",
+        recipe,
+    ]
+    assert profile_layers.main([*words, "--device", "cpu", "--steps", "2", "--warmup", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = {
+        cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines) if len(cells) == 7
+    }
+    convs = {name for name in rows if "conv" in name}
+    assert len(convs) == {"speed94": 7, "resnet9": 8, "dawnbench": 8}[recipe]
+    assert all("-" not in rows[name] for name in convs)
+    frozen = {name for name in rows if name.endswith("whiten")}
+    assert len(frozen) == (recipe != "resnet9")
+    assert all(rows[name][1] == "-" for name in frozen)
+    shares = [
+        float(cells[2].rstrip("%")) for name, cells in rows.items() if name not in ("layer", "---", "a step")
+    ]
+    assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))

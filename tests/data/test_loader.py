@@ -50,6 +50,21 @@ def test_the_last_smaller_batch_is_kept(numbered, batch_size, sizes):
     assert [len(epoch[step][1]) for step in range(len(epoch))] == sizes
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(8, [8, 8]), (1, [1] * 23), (23, [23]), (22, [22]), (12, [12])]
+)
+def test_the_last_smaller_batch_can_be_dropped(numbered, batch_size, sizes):
+    loader = Loader(numbered, BYTES, OFF, batch_size, 0, CPU, drop_last=True)
+    epoch = loader.epoch(0)
+    assert loader.steps_per_epoch == len(epoch) == len(sizes)
+    assert [len(epoch[step][1]) for step in range(len(epoch))] == sizes
+    assert loader.images_per_epoch == sum(sizes)
+    kept = make_loader(numbered, batch_size=batch_size)
+    assert kept.images_per_epoch == N
+    for step in range(len(epoch)):  # what is left are the same batches
+        assert torch.equal(epoch[step][0], kept.epoch(0)[step][0])
+
+
 def test_every_image_once_an_epoch_with_its_label(numbered):
     epoch = make_loader(numbered).epoch(3)
     batches = [epoch[step] for step in range(len(epoch))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,21 @@ _drawn_once = functools.cache(sources.load_shapes)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what has nothing to do with a power cut: an fsync takes milliseconds, and a small run has many."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
+@pytest.fixture
+def going_wrong(pytestconfig: pytest.Config) -> Callable[[int, int], range]:
+    """A function that says which of so many operations on the file system are to go wrong, one at a time.
+
+    Every so many-th, from anywhere among the first: over the files all kinds of operations have their turn,
+    if not as many write one file, and over some runs of the tests all of them; all with --every-operation.
+    """
+    thorough = pytestconfig.getoption("every_operation")
+
+    def numbers(count: int, every: int) -> range:
+        return range(count) if thorough else range(secrets.randbelow(every), count, every)
+
+    return numbers
 
 
 @pytest.fixture(scope="session")

@@ -272,7 +272,7 @@ def check_is_complete(run: Path, whole: Path) -> None:
     assert learned(run) == learned(whole)
     assert (run / "report.html").read_text().rstrip().endswith("</html>")
     result, expected = (json.loads((folder / "result.json").read_text()) for folder in (run, whole))
-    for timing in ("train_seconds", "predict_seconds", "images_per_s"):
+    for timing in ("prepare_seconds", "train_seconds", "predict_seconds", "images_per_s"):
         assert result.pop(timing) > 0
         del expected[timing]
     assert result == expected

@@ -33,6 +33,7 @@ from harness import (
 )
 
 RunHere = Callable[..., tuple[int, str]]
+GoingWrong = Callable[[int, int], range]
 
 TRAIN = ("train", *TINY, "--name", "run")
 
@@ -98,8 +99,8 @@ def test_a_log_that_can_grow_no_further_is_one_clear_line(
     finish(interrupted, tiny_whole, run_here)
 
 
-def test_a_disk_that_is_full_from_any_operation_on_is_one_clear_line(
-    tmp_path: Path, run_here: RunHere, no_waiting_for_the_disk: None
+def test_a_disk_that_is_full_from_an_operation_on_is_one_clear_line(
+    tmp_path: Path, run_here: RunHere, going_wrong: GoingWrong, no_waiting_for_the_disk: None
 ) -> None:
     """Nothing more can be written from there on, but files can be removed and renamed."""
     train = (*TRAIN, "--epochs", "1")
@@ -107,9 +108,9 @@ def test_a_disk_that_is_full_from_any_operation_on_is_one_clear_line(
         assert run_here(*train, "--runs-dir", str(tmp_path / "runs"))[0] == 0
     whole = tmp_path / "runs" / "run"
     harm = []
-    for number, operation in enumerate(whole_life.done):
-        if not operation.startswith(Operations.WRITING):
-            continue
+    writing = [n for n, done in enumerate(whole_life.done) if done.startswith(Operations.WRITING)]
+    for number in (writing[index] for index in going_wrong(len(writing), 2)):
+        operation = whole_life.done[number]
         runs = tmp_path / f"runs-{number}"
         with Operations(tmp_path, number, "full"):
             code, errors = run_here(*train, "--runs-dir", str(runs))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from velodrome.config import ModelSection
-from velodrome.models.build import build_model, fit_to_images, learns_from_images
+from velodrome.config import MADE_OF, ModelSection
+from velodrome.models.build import build_model, fit_to_images, images_to_fit
 from velodrome.models.resnet9 import ResNet9
 from velodrome.models.speednet import SpeedNet
 from velodrome.models.whitening import PatchWhitening
@@ -78,7 +78,8 @@ def test_fitting_sets_the_filters_of_whitening_and_nothing_else():
     alone.fit(images())
     torch.testing.assert_close(after["whiten.weight"], alone.weight.detach(), rtol=1e-6, atol=1e-6)
     assert model.whiten.weight.is_contiguous(memory_format=torch.channels_last)
-    assert learns_from_images(model)
+    assert images_to_fit(model) == 5000
+    assert images_to_fit(made("resnet9", prep="whiten")) == 10_000
 
 
 def test_fitting_leaves_other_networks_alone():
@@ -86,7 +87,7 @@ def test_fitting_leaves_other_networks_alone():
     before = weights_of(model)
     fit_to_images(model, images())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not learns_from_images(model)
+    assert images_to_fit(model) == 0
 
 
 def test_every_whitening_of_a_network_is_fitted_wherever_it_is():
@@ -94,3 +95,26 @@ def test_every_whitening_of_a_network_is_fitted_wherever_it_is():
     before = weights_of(model)
     fit_to_images(model, images())
     assert not any(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_settings_of_the_model_reach_the_network():
+    settings = {"activation": "celu", "norm_scale": "fixed", "prep": "whiten", "logit_scale": 0.25}
+    model = made("resnet9", **settings, ghost_batch=5)
+    assert isinstance(model.layer1.celu, nn.CELU)
+    assert isinstance(model.prep.whiten, PatchWhitening)
+    assert not model.layer3.norm.weight.requires_grad
+    assert model.logit_scale == 0.25
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.group for norm in norms} == {5}
+    assert made("speednet", logit_scale=0.25).logit_scale == 0.25
+    assert {m.group for m in made("speednet", ghost_batch=3).modules() if isinstance(m, nn.BatchNorm2d)} == {
+        3
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_auto_is_what_the_network_is_usually_made_of(name):
+    explicit = MADE_OF[name]
+    one, other = weights_of(made(name)), weights_of(made(name, **explicit))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert repr(made(name)) == repr(made(name, **explicit))

@@ -175,3 +175,53 @@ def test_the_features_of_the_head_start_short() -> None:
     short = {name for name, values in scales.items() if values != {1.0}}
     assert short == {"layer3.norm.weight", "layer3.residual.block2.norm.weight"}
     assert {round(value, 6) for name in short for value in scales[name]} == {0.2}
+
+
+def test_whitened_patches_in_front_of_a_convolution_1x1():
+    model = ResNet9(width=4, prep="whiten")
+    assert [name for name, _ in model.prep.named_children()] == ["whiten", "conv", "norm", "relu"]
+    assert model.prep.whiten.weight.shape == (27, 3, 3, 3)
+    assert model.prep.conv.weight.shape == (4, 27, 1, 1)
+    assert not model.prep.whiten.weight.requires_grad
+    images = torch.randn(2, 3, 16, 16)
+    assert model.prep(images).shape == (2, 4, 16, 16)
+    assert model(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("relu", F.relu),
+        ("celu", lambda x: F.celu(x, 0.3)),
+        ("gelu", F.gelu),
+    ],
+)
+def test_the_activation_is_everywhere(activation, expected):
+    model = ResNet9(width=2, activation=activation)
+    named = [module for name, module in model.named_modules() if name.endswith(activation)]
+    assert len(named) == 8
+    x = torch.linspace(-2, 2, 9)
+    for module in named:
+        torch.testing.assert_close(module(x.clone()), expected(x))
+    others = {"relu", "celu", "gelu"} - {activation}
+    assert not any(name.rpartition(".")[2] in others for name, _ in model.named_modules())
+    F.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.arange(4)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_fixed_scales_of_batch_norm_stay_1():
+    model = ResNet9(width=2, norm_scale="fixed")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 8
+    assert all(not norm.weight.requires_grad and norm.bias.requires_grad for norm in norms)
+    assert all(bool((norm.weight == 1).all()) for norm in norms)
+    learned = ResNet9(width=2)
+    assert all(p.requires_grad for p in learned.parameters())
+
+
+def test_logits_are_scaled():
+    torch.manual_seed(0)
+    model, scaled = ResNet9(width=2).eval(), ResNet9(width=2, logit_scale=1 / 16).eval()
+    scaled.load_state_dict(model.state_dict())
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(scaled(images), model(images) / 16)

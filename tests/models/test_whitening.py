@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from velodrome.data.augment import normalise
 from velodrome.data.imageset import channel_statistics
 from velodrome.device import threads
+from velodrome.models import whitening
 from velodrome.models.whitening import EPS, PatchWhitening
 
 
@@ -115,3 +116,29 @@ def test_half_precision_images_are_fitted_in_float32(images):
     weight = fitted(images.bfloat16()).weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, fitted(images.bfloat16().float()).weight)
+
+
+def test_one_sign_and_padding(images):
+    one = PatchWhitening(3, padding=1, both_signs=False)
+    one.fit(images)
+    both = fitted(images, 3)
+    assert one.weight.shape == (27, 3, 3, 3)
+    assert torch.equal(one.weight, both.weight[:27])  # fitted to patches without padding
+    assert one(images).shape == (200, 27, 12, 10)
+    torch.testing.assert_close(one(images)[:, :, 1:-1, 1:-1], both(images)[:, :27])
+
+
+def test_the_constant_and_the_number_of_images_are_settings(images):
+    layer = PatchWhitening(eps=1e-2, images=50)
+    layer.fit(images)
+    patches = patches_of(images[:50], 2)
+    variances = torch.linalg.eigvalsh(patches.T @ patches / len(patches))
+    lengths = layer.weight.detach()[:12].flatten(1).norm(dim=1).double()
+    torch.testing.assert_close(lengths, (variances + 1e-2) ** -0.5, rtol=1e-3, atol=0)
+
+
+def test_the_images_are_taken_in_chunks(images, monkeypatch):
+    whole = fitted(images).weight
+    monkeypatch.setattr(whitening, "CHUNK", 33)
+    pieces = fitted(images).weight
+    torch.testing.assert_close(pieces, whole, rtol=1e-3, atol=1e-3)

@@ -20,11 +20,12 @@ from velodrome.data.imageset import channel_statistics
 from velodrome.data.loader import Loader
 from velodrome.device import threads
 from velodrome.errors import RunError, TrainingError
-from velodrome.events import EpochDone, StepDone
-from velodrome.training.loop import Scores, fit, raise_if_not_finite, seed_step
+from velodrome.events import EpochDone, StepDone, WarmedUp
+from velodrome.training.loop import Scores, fit, raise_if_not_finite
 from velodrome.training.optim import make_optimizer
 from velodrome.training.schedule import make_schedule, resolve_lr
 from velodrome.training.state import Clock, Meter, TrainState
+from velodrome.training.step import seed_step
 
 N, BATCH = 40, 16
 STEPS = 3  # an epoch: 16, 16 and 8 images
@@ -483,6 +484,7 @@ def test_no_step_waits_for_a_gpu(coloured_images, optimizer, resolutions):
     model = make_model().to(device)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
     events = go(TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, device)), loader, train)
+    assert isinstance(next(events), WarmedUp)
     next(events)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -230,3 +230,12 @@ def test_a_skipped_first_step_leaves_no_trace(optimizer):
         skip_step_where(taken, torch.tensor(False))
         taken.step()
     assert equal(everything(skipping, optimizers[0]), everything(plain, optimizers[1]))
+
+
+def test_biases_decay_when_asked_for():
+    model = make_model()
+    train = TrainSection(weight_decay=0.5, bias_decay_scale=0.25, bias_lr_scale=64.0)
+    *_, others = parameter_groups(model, train)
+    assert {id(p) for p in others["params"]} == {id(p) for p in model.parameters() if p.ndim == 1}
+    assert (others["weight_decay"], others["lr_scale"]) == (0.125, 64.0)
+    assert parameter_groups(model, TrainSection(weight_decay=0.5))[-1]["weight_decay"] == 0

@@ -193,3 +193,24 @@ def test_fewer_epochs_are_refused():
 def test_extending_a_schedule_that_ends_at_zero_is_refused(schedule):
     with pytest.raises(ConfigError, match="ends at 0"):
         extend(resolve_lr(TrainSection(epochs=3, lr=0.1, schedule=schedule, lr_final=0.0)), 4)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+@pytest.mark.parametrize(
+    ("total", "flat_end", "flat"), [(12, 0.25, 3), (432, 2 / 18, 48), (10, 0.99, 9), (3, 0.1, 0)]
+)
+def test_the_last_steps_keep_the_final_learning_rate(schedule, total, flat_end, flat):
+    settings = {"schedule": schedule, "lr": 0.8, "lr_min": 0.1, "lr_final": 0.2}
+    lrs = schedule_of(total, **settings, flat_end=flat_end, peak=0.005)
+    assert lrs[total - flat :] == [0.2] * flat
+    moving = total - flat
+    expected = schedule_of(moving, **settings, peak=0.005 * total / moving)
+    assert lrs[:moving] == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_flat_end_changes_no_bit():
+    settings = {"lr": 0.37, "peak": 5 / 24}
+    plain = [
+        one_cycle(step, 97, lr_max=0.37, lr_min=0.037, lr_final=0.037, peak=5 / 24) for step in range(97)
+    ]
+    assert schedule_of(97, **settings) == plain

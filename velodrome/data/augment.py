@@ -8,6 +8,7 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,16 @@ class Tables:
         """The tables of images start to stop."""
         return Tables(*(None if t is None else t[start:stop] for t in self._all()))
 
+    def at(self, rows: Tensor) -> Tables:
+        """The tables of some images: `rows` (B,) int64, on the same device."""
+        return Tables(*(None if t is None else t[rows] for t in self._all()))
+
+    def take_over(self, other: Tables) -> None:
+        """Let the tensors hold what those of tables for as many images hold; they stay where they are."""
+        for ours, theirs in zip(self._all(), other._all(), strict=True):
+            if ours is not None and theirs is not None:
+                ours.copy_(theirs)
+
     def to(self, device: torch.device) -> Tables:
         """The tables on the device."""
         return Tables(*(None if t is None else to_device(t, device) for t in self._all()))
@@ -66,6 +77,16 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     Only CUDA keeps the source of such a copy alive until it is done, so elsewhere it is an ordinary one.
     """
     return values.to(device, non_blocking=device.type == "cuda")
+
+
+@functools.lru_cache
+def constants_on(device: torch.device, normalisation: Normalisation) -> Tensor:
+    """Mean and standard deviation of pixels in [0, 1], and the shares of colours in grey: (3, 3) float32.
+
+    They are sent to the device once, and stay there: a step that is captured as a CUDA graph cannot send.
+    """
+    with torch.inference_mode(mode=False):  # whoever asks first, training may use them
+        return torch.tensor([normalisation.mean, normalisation.std, GREY]).to(device)
 
 
 def draw_tables(
@@ -201,8 +222,7 @@ def normalise(images_u8: Tensor, normalisation: Normalisation) -> Tensor:
     Returns:
         (N, 3, H, W) float32 in channels_last memory order (the input's own, so nothing is moved).
     """
-    constants = torch.tensor([normalisation.mean, normalisation.std]) * 255
-    mean, std = to_device(constants, images_u8.device)
+    mean, std, _ = constants_on(images_u8.device, normalisation) * 255
     return images_u8.float().sub_(mean).mul_(1 / std).permute(0, 3, 1, 2)
 
 
@@ -218,8 +238,7 @@ def recolour(images: Tensor, colour: Tensor, normalisation: Normalisation) -> Te
     Returns:
         `images`.
     """
-    constants = torch.tensor([normalisation.mean, normalisation.std, GREY])
-    mean, std, grey = to_device(constants, images.device)  # (3,) each
+    mean, std, grey = constants_on(images.device, normalisation)  # (3,) each
     brightness, contrast = colour[:, :1], colour[:, 1:]  # (N, 1)
     # (N, 1) mean grey of the pixels in [0, 1], brightened
     centre = brightness * ((images.mean((2, 3)) * std + mean) * grey).sum(1, keepdim=True)

@@ -9,10 +9,14 @@ Residual Learning for Image Recognition" (2015), without an activation after the
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from velodrome.errors import ConfigError
+from velodrome.models.whitening import PatchWhitening
 
 # The initial scale of the two batch norms whose outputs, added and pooled, are the features f of `fc`. A step
 # of a head without bias or scale moves the logits by up to LR * f.f times the error, which is stable only
@@ -24,58 +28,98 @@ LAST_NORM_SCALE = 0.2
 DOWNSAMPLING = 8  # three stages of MaxPool 2 lie between the image and the last pool
 
 
-def batch_norm(channels: int, scale: float = 1.0) -> nn.BatchNorm2d:
-    """A batch norm whose scale starts at `scale` in place of 1."""
-    norm = nn.BatchNorm2d(channels)
-    nn.init.constant_(norm.weight, scale)
-    return norm
+# The activations by name. In place is safe: batch norm keeps its input for the backward pass, not its output.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    # The exponential linear unit with a continuous derivative (Barron, arXiv:1704.07483), and the alpha of
+    # DAWNBench's entry of December 2019.
+    "celu": partial(nn.CELU, 0.3, inplace=True),
+    "gelu": nn.GELU,
+}
+# Where `prep` whitens patches: what is added to their variances, and how many training images they are from.
+# Both as in the same entry.
+WHITENING_EPS, WHITENING_IMAGES = 1e-2, 10_000
 
 
-def conv_block(channels_in: int, channels_out: int, norm_scale: float = 1.0) -> nn.Sequential:
-    """Conv 3x3 -> BN -> ReLU, which keeps height and width.
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a network are made of.
+
+    Attributes:
+        activation: "relu", "celu" (alpha 0.3) or "gelu".
+        learned_scale: whether batch norm learns its scales; else they stay 1.
+    """
+
+    activation: str = "relu"
+    learned_scale: bool = True
+
+    def norm(self, channels: int, scale: float = 1.0) -> nn.BatchNorm2d:
+        """A batch norm whose scale, if it is learned, starts at `scale` in place of 1."""
+        norm = nn.BatchNorm2d(channels)
+        if self.learned_scale:
+            nn.init.constant_(norm.weight, scale)
+        norm.weight.requires_grad = self.learned_scale
+        return norm
+
+    def activate(self) -> dict[str, nn.Module]:
+        """The activation, under its name."""
+        return {self.activation: ACTIVATIONS[self.activation]()}
+
+
+def conv_block(channels_in: int, channels_out: int, style: Style, norm_scale: float = 1.0) -> nn.Sequential:
+    """Conv 3x3 -> BN -> activation, which keeps height and width.
 
     Args:
         channels_in: channels of the input (N, channels_in, H, W).
         channels_out: channels of the output (N, channels_out, H, W).
+        style: of the batch norm and the activation.
         norm_scale: initial scale of the batch norm.
 
     Returns:
-        A module with sub-modules `conv`, `norm` and `relu`.
+        A module with sub-modules `conv`, `norm` and one with the name of the activation.
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-            norm=batch_norm(channels_out, norm_scale),
-            # In place is safe: batch norm keeps its input for the backward pass, not its output.
-            relu=nn.ReLU(inplace=True),
-        )
-    )
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    norm = style.norm(channels_out, norm_scale)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, **style.activate()))
 
 
-class Stage(nn.Module):
-    """Conv 3x3 -> MaxPool 2 -> BN -> ReLU, and after it a residual branch where one is asked for.
+def whitening_block(channels_out: int, style: Style) -> nn.Sequential:
+    """Whitened 3x3 patches -> Conv 1x1 -> BN -> activation; (N, 3, H, W) -> (N, channels_out, H, W).
+
+    Returns:
+        A module with sub-modules `whiten`, `conv`, `norm` and one with the name of the activation.
+    """
+    whiten = PatchWhitening(3, padding=1, both_signs=False, eps=WHITENING_EPS, images=WHITENING_IMAGES)
+    conv = nn.Conv2d(whiten.out_channels, channels_out, 1, bias=False)
+    norm = style.norm(channels_out)
+    return nn.Sequential(OrderedDict(whiten=whiten, conv=conv, norm=norm, **style.activate()))
+
+
+class Stage(nn.Sequential):
+    """Conv 3x3 -> MaxPool 2 -> BN -> activation, and after it a residual branch where one is asked for.
 
     Args:
         channels_in: channels of the input (N, channels_in, H, W).
         channels_out: channels of the output (N, channels_out, H // 2, W // 2).
-        residual: whether X + R(X) follows, with R two blocks of Conv-BN-ReLU.
+        style: of the batch norms and activations.
+        residual: whether X + R(X) follows, with R two blocks of Conv-BN-activation.
         norm_scale: initial scale of the batch norms whose outputs are X and R(X).
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, residual: bool, norm_scale: float = 1.0
+        self, channels_in: int, channels_out: int, style: Style, *, residual: bool, norm_scale: float = 1.0
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         self.pool = nn.MaxPool2d(2)
-        self.norm = batch_norm(channels_out, norm_scale)
-        self.relu = nn.ReLU(inplace=True)
-        self.residual: nn.Module | None = None
+        self.norm = style.norm(channels_out, norm_scale)
+        for name, module in style.activate().items():
+            self.add_module(name, module)
         if residual:
             self.residual = nn.Sequential(
                 OrderedDict(
-                    block1=conv_block(channels_out, channels_out),
-                    block2=conv_block(channels_out, channels_out, norm_scale),
+                    block1=conv_block(channels_out, channels_out, style),
+                    block2=conv_block(channels_out, channels_out, style, norm_scale),
                 )
             )
 
@@ -86,14 +130,12 @@ class Stage(nn.Module):
             x: float, (N, channels_in, H, W).
 
         Returns:
-            float, (N, channels_out, H // 2, W // 2), never negative.
+            float, (N, channels_out, H // 2, W // 2).
         """
-        x = self.relu(self.norm(self.pool(self.conv(x))))  # (N, channels_out, H // 2, W // 2)
-        if self.residual is None:
-            return x
-        # Out of place: the branch's ReLU needs its own output for the backward pass.
-        branch: Tensor = self.residual(x)
-        return x + branch
+        for name, module in self.named_children():
+            # Out of place: the branch's activation needs its own output for the backward pass.
+            x = x + module(x) if name == "residual" else module(x)
+        return x
 
 
 class ResNet9(nn.Module):
@@ -105,13 +147,27 @@ class ResNet9(nn.Module):
         dropout: probability in [0, 1) of zeroing a feature before `fc`; 0 leaves dropout out altogether.
         image_size: height and width of the images in pixels, a multiple of 8; others may be given later.
             `pool` takes the maximum of all that is left of the image, MaxPool 4 for 32 pixels.
+        prep: "conv", a learned convolution; or "whiten", frozen filters that whiten patches of 3x3 pixels,
+            with a learned convolution 1x1 after them.
+        activation: "relu", "celu" (alpha 0.3) or "gelu", everywhere.
+        norm_scale: "learned" scales of batch norm, or "fixed" ones of 1.
+        logit_scale: factor of the logits.
 
     Raises:
         ConfigError: `image_size` is not a positive multiple of 8.
     """
 
     def __init__(
-        self, classes: int = 10, width: int = 64, dropout: float = 0.0, image_size: int = 32
+        self,
+        classes: int = 10,
+        width: int = 64,
+        dropout: float = 0.0,
+        image_size: int = 32,
+        *,
+        prep: str = "conv",
+        activation: str = "relu",
+        norm_scale: str = "learned",
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if image_size < DOWNSAMPLING or image_size % DOWNSAMPLING:
@@ -121,13 +177,15 @@ class ResNet9(nn.Module):
                 f"be a positive multiple of {DOWNSAMPLING}.",
                 f"Set image_size to {below} or {below + DOWNSAMPLING}.",
             )
-        self.prep = conv_block(3, width)
-        self.layer1 = Stage(width, 2 * width, residual=True)
-        self.layer2 = Stage(2 * width, 4 * width, residual=False)
-        self.layer3 = Stage(4 * width, 8 * width, residual=True, norm_scale=LAST_NORM_SCALE)
+        style = Style(activation, learned_scale=norm_scale == "learned")
+        self.prep = whitening_block(width, style) if prep == "whiten" else conv_block(3, width, style)
+        self.layer1 = Stage(width, 2 * width, style, residual=True)
+        self.layer2 = Stage(2 * width, 4 * width, style, residual=False)
+        self.layer3 = Stage(4 * width, 8 * width, style, residual=True, norm_scale=LAST_NORM_SCALE)
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.fc = nn.Linear(8 * width, classes, bias=False)
+        self.logit_scale = logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: no softmax, which the loss and the places that show probabilities apply.
@@ -146,4 +204,4 @@ class ResNet9(nn.Module):
         if self.dropout is not None:
             x = self.dropout(x)
         logits: Tensor = self.fc(x)
-        return logits
+        return logits if self.logit_scale == 1 else logits * self.logit_scale

@@ -79,13 +79,20 @@ class SpeedNet(nn.Module):
         width: channels of `layer1`; `layer2` and `layer3` have four times as many.
         dropout: probability in [0, 1) of zeroing a feature before `fc`; 0 leaves dropout out altogether.
         image_size: height and width of the images in pixels, at least 9; other sizes may be given later.
+        logit_scale: factor of the logits.
 
     Raises:
         ConfigError: `image_size` is too small.
     """
 
     def __init__(
-        self, classes: int = 10, width: int = 64, dropout: float = 0.0, image_size: int = 32
+        self,
+        classes: int = 10,
+        width: int = 64,
+        dropout: float = 0.0,
+        image_size: int = 32,
+        *,
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if image_size < SMALLEST_IMAGE:
@@ -105,6 +112,7 @@ class SpeedNet(nn.Module):
         self.fc = nn.Linear(4 * width, classes, bias=False)
         with torch.no_grad():
             self.fc.weight /= self.fc.weight.std() * 4 * width
+        self.logit_scale = logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: no softmax, which the loss and the places that show probabilities apply.
@@ -123,4 +131,4 @@ class SpeedNet(nn.Module):
         if self.dropout is not None:
             x = self.dropout(x)
         logits: Tensor = self.fc(x)
-        return logits
+        return logits if self.logit_scale == 1 else logits * self.logit_scale

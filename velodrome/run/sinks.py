@@ -15,7 +15,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from velodrome.events import CheckpointSaved, EpochDone, Event, RunStarted, StepDone, to_json
+from velodrome.events import CheckpointSaved, EpochDone, Event, RunStarted, StepDone, WarmedUp, to_json
 from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically, writing
 
 # Asking the device for figures makes it wait; this often is not felt, and smooth enough for the eye.
@@ -116,7 +116,7 @@ class PlainDisplay:
         self._read = read
         self._stream = stream or sys.stderr
         self._pace = Pace()
-        self._epochs = self._steps = 0
+        self._epochs = self._steps = self._first_step = 0
         self._last_line_s = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -124,8 +124,12 @@ class PlainDisplay:
         if isinstance(event, RunStarted):
             self._epochs, self._steps = event.epochs, event.epochs * event.steps_per_epoch
             self._pace.start(event.step)
+            self._first_step = event.step
             self._say(started_line(event))
             self._say(epoch_heading())
+        elif isinstance(event, WarmedUp):
+            self._pace.start(self._first_step)
+            self._say(warmed_up_line(event))
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, EpochDone):
@@ -168,6 +172,9 @@ class LiveDisplay:
         with contextlib.suppress(OSError):
             if isinstance(event, RunStarted):
                 self._start(event)
+            elif isinstance(event, WarmedUp) and self._started:
+                self._pace.start(self._started.step)
+                self._print(warmed_up_line(event))
             elif isinstance(event, StepDone):
                 self._step(event)
             elif isinstance(event, EpochDone) and self._started:
@@ -285,6 +292,11 @@ def started_line(event: RunStarted) -> str:
         f"{event.run}: {event.params:,} parameters, {event.train_images:,} training images ({event.data}), "
         f"{event.device} in {event.precision}{again}"
     )
+
+
+def warmed_up_line(event: WarmedUp) -> str:
+    """How long it took until the first step could begin."""
+    return f"warmed up in {duration(event.seconds)}, which is no part of training"
 
 
 def percent(share: float | None) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from velodrome.config import TrainSection
 from velodrome.data.loader import Loader
-from velodrome.device import autocast, synchronize
+from velodrome.device import synchronize
 from velodrome.errors import TrainingError
-from velodrome.events import EpochDone, StepDone
-from velodrome.training.optim import decayed_weights, l1_norm, set_lr, skip_step_where
+from velodrome.events import EpochDone, StepDone, WarmedUp
 from velodrome.training.state import Progress, TrainState
+from velodrome.training.step import make_step
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def fit(
     seed: int,
     score: Callable[[nn.Module], Scores],
     compiled: bool = False,
-) -> Iterator[StepDone | EpochDone]:
+) -> Iterator[WarmedUp | StepDone | EpochDone]:
     """Train `state` to the end of `train.epochs`, from wherever it stands.
 
     Nothing in the loop over steps waits for the device, so a GPU never runs dry. A step whose loss is not
@@ -56,37 +54,28 @@ def fit(
         precision: "fp32", "bf16" or "fp16".
         seed: of the run; with the step it fixes dropout.
         score: judges the network after each epoch.
-        compiled: run the network through torch.compile.
+        compiled: run the network through torch.compile; on a GPU, capture whole steps as CUDA graphs, unless
+            they have dropout or gradient scaling.
 
     Yields:
-        A StepDone after each step, an EpochDone after each epoch.
+        On a GPU, and wherever it is compiled, a WarmedUp before the first step; a StepDone after each step,
+        an EpochDone after each epoch.
 
     Raises:
         TrainingError: a loss was not finite; raised at the end of that epoch at the latest.
     """
-    device = loader.images_u8.device
-    forward = torch.compile(state.model) if compiled else state.model
-    penalised = decayed_weights(state.model) if train.l1 else []
+    device = loader.device
+    step, warm_up_s = make_step(state, train, loader, precision=precision, seed=seed, compiled=compiled)
+    if warm_up_s is not None:
+        yield WarmedUp(warm_up_s)
     for epoch in range(state.epoch, train.epochs):
-        batches = loader.epoch(epoch)
         before_s, steps_before = state.clock.elapsed_s(), state.meter.done
-        state.model.train()
         state.clock.start()
+        batches = loader.epoch(epoch)
+        state.model.train()
         for index in range(state.meter.done, len(batches)):
-            images, labels = batches[index]
             lr = lr_at(state.step)
-            set_lr(state.optimizer, lr)
-            seed_step(seed, state.step, device)
-            with autocast(device, precision):
-                logits = forward(images).float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
-            penalty = train.l1 * l1_norm(penalised) if penalised else 0.0
-            state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call, unused-ignore]
-            skip_step_where(state.optimizer, ~loss.detach().isfinite())
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.meter.record(loss, logits, labels)
+            step(batches, index, lr)
             state.step += 1
             yield StepDone(state.step - 1, epoch, lr)
         synchronize(device)
@@ -149,14 +138,3 @@ def _not_finite(what: str, step: int, lr: float) -> TrainingError:
         f"{what} not finite at step {step} (learning rate {lr:.3g}), so training stopped.",
         "Try a lower --lr, --precision fp32 or a smaller --momentum; the last checkpoint is from before.",
     )
-
-
-def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Fix what dropout draws in this step, whether or not the run was resumed before it."""
-    value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-    # Only the generators that this run draws from; torch.manual_seed would seed those of all devices.
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)

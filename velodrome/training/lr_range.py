@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from velodrome.config import TrainSection
 from velodrome.data.loader import Loader
 from velodrome.errors import ConfigError, TrainingError
-from velodrome.events import EpochDone
+from velodrome.events import EpochDone, StepDone
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.lr_rules import Values, running_mean, smooth
 from velodrome.training.state import TrainState
@@ -132,14 +132,14 @@ def sweep_recipe(
             for event in events:
                 if isinstance(event, EpochDone):
                     earlier.append(event)
-                else:
+                elif isinstance(event, StepDone):
                     yield
 
     def losses() -> list[float]:
         return [*(loss for epoch in earlier for loss in epoch.step_losses), *state.meter.step_losses()]
 
     for curve in follow(steps(), losses, lrs):
-        done, per_epoch = state.meter.done, len(loader.labels)
+        done, per_epoch = state.meter.done, loader.images_per_epoch
         images = per_epoch * len(earlier) + int(state.meter.images[:done].sum())
         right = sum(round(per_epoch * epoch.train_acc) for epoch in earlier)
         yield replace(curve, images=images, right=right + int(state.meter.correct[:done].sum()))

@@ -68,7 +68,11 @@ class Muon(torch.optim.Optimizer):
                 steps = orthogonalised(steps, group["dtype"])
                 for weight in weights:
                     weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(TINY))
-            torch._foreach_add_(weights, steps, alpha=-group["lr"])
+            if isinstance(group["lr"], Tensor):  # on the device, where only it knows the value
+                torch._foreach_mul_(steps, group["lr"])
+                torch._foreach_sub_(weights, steps)
+            else:
+                torch._foreach_add_(weights, steps, alpha=-group["lr"])
             if skip is not None:
                 for tensor, old in zip(changed, before, strict=True):
                     tensor.copy_(torch.where(skip.bool(), old, tensor))

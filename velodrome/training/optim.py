@@ -69,7 +69,11 @@ def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, An
             "weight_decay": train.weight_decay,
             "lr_scale": train.head_lr_scale,
         },
-        {"params": others, "weight_decay": 0.0, "lr_scale": train.bias_lr_scale},
+        {
+            "params": others,
+            "weight_decay": train.weight_decay * train.bias_decay_scale,
+            "lr_scale": train.bias_lr_scale,
+        },
     ]
     if train.optimizer == "muon":
         groups[0]["orthogonal"] = True
@@ -83,9 +87,16 @@ def classifier_of(model: nn.Module) -> Tensor | None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate in the next step, in each group times its `lr_scale`."""
+    """Use this learning rate in the next step, in each group times its `lr_scale`.
+
+    Where a group has it as a tensor on the device, that is filled.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        own = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 def skip_step_where(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:

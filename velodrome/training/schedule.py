@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from velodrome.config import TrainSection
+from velodrome.config import TrainSection, share_of
 from velodrome.errors import ConfigError
 
 Anneal = Literal["linear", "cosine"]
@@ -78,17 +78,25 @@ def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[int], f
     lr_max, lr_min, lr_final = _number(train.lr), _number(train.lr_min), _number(train.lr_final)
     if train.schedule == "constant":
         return lambda _step: lr_max
-    if train.schedule == "cosine":
-        return lambda step: cosine(step, total_steps, lr_max=lr_max, lr_final=lr_final)
-    return lambda step: one_cycle(
-        step,
-        total_steps,
-        lr_max=lr_max,
-        lr_min=lr_min,
-        lr_final=lr_final,
-        peak=train.peak,
-        anneal=train.anneal,
-    )
+    moving = max(1, round(total_steps * (1 - train.flat_end)))  # steps; the others keep lr_final
+    peak = min(1.0, train.peak * (total_steps / moving))
+
+    def lr_at(step: int) -> float:
+        if step >= moving:
+            return lr_final
+        if train.schedule == "cosine":
+            return cosine(step, moving, lr_max=lr_max, lr_final=lr_final)
+        return one_cycle(
+            step,
+            moving,
+            lr_max=lr_max,
+            lr_min=lr_min,
+            lr_final=lr_final,
+            peak=peak,
+            anneal=train.anneal,
+        )
+
+    return lr_at
 
 
 def extend(train: TrainSection, epochs: int) -> TrainSection:
@@ -123,8 +131,8 @@ def resolve_lr(train: TrainSection, lr: float | None = None) -> TrainSection:
     lr_max = lr if train.lr == "auto" else train.lr
     if lr_max is None:
         return train
-    lr_min = lr_max / LR_MAX_OVER_MIN if train.lr_min == "auto" else train.lr_min
-    lr_final = lr_min if train.lr_final == "auto" else train.lr_final
+    lr_min = _of(lr_max, train.lr_min, auto=lr_max / LR_MAX_OVER_MIN)
+    lr_final = _of(lr_max, train.lr_final, auto=lr_min)
     return replace(train, lr=lr_max, lr_min=lr_min, lr_final=lr_final)
 
 
@@ -133,6 +141,13 @@ def _between(start: float, end: float, done: float, anneal: Anneal) -> float:
     if anneal == "cosine":
         return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * done))
     return start + (end - start) * done
+
+
+def _of(lr_max: float, lr: float | str, *, auto: float) -> float:
+    """A learning rate that is a number, "auto", or a percentage of LRMAX."""
+    if isinstance(lr, str):
+        return auto if lr == "auto" else lr_max * share_of(lr)
+    return lr
 
 
 def _number(lr: float | str) -> float:

@@ -74,6 +74,20 @@ class Meter:
         self.images[self.done] = len(labels)
         self.done += 1
 
+    def record_at(self, index: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take note of the step whose index () int64 lies on the device; `done` is for the caller to set.
+
+        Args:
+            index: of the step within the epoch.
+            loss: as for `record`.
+            logits: likewise.
+            labels: likewise.
+        """
+        correct = (logits.detach().argmax(1) == labels).sum()
+        self.loss_sum.index_copy_(0, index[None], (loss.detach() * len(labels))[None])
+        self.correct.index_copy_(0, index[None], correct[None].to(self.correct.dtype))
+        self.images.index_fill_(0, index[None], len(labels))
+
     def read(self) -> Progress:
         """Means over the steps so far. Waits for the device: call it now and then, not in every step."""
         images = float(self.images[: self.done].sum()) or math.nan
