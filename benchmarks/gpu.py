@@ -214,7 +214,7 @@ def events_of(job: Job, *, compiled: bool) -> Iterator[object]:
 
 def first_losses(config: Config, *, compiled: bool) -> list[float]:
     """The losses of the first steps of a run."""
-    job = prepare(config).throwaway(0)
+    job = prepare(config)
     losses: list[float] = []
     for event in events_of(job, compiled=compiled):
         if isinstance(event, StepDone):

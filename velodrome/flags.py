@@ -240,7 +240,7 @@ def _add_settings(
 def _add_flags(group: Any, settings: Iterable[Setting], prefix: str) -> None:
     for item in settings:
         words = item.help
-        if item.kind is not bool and _is_limited(item.kind):
+        if _is_limited(item.kind):
             words += f" ({describe_kind(item)})"
         words = words.replace("%", "%%")  # as argparse wants it
         if item.kind is bool:

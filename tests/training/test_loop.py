@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from tiny_network import make_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,21 +49,6 @@ def loader(coloured_images) -> Loader:
 
 def section(**settings: object) -> TrainSection:
     return resolve_lr(TrainSection(**{"epochs": 2, "batch_size": BATCH, "lr": 0.05} | settings))
-
-
-def make_model(dropout: float = 0.0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(8, 3),
-        )
-    return model.to(memory_format=torch.channels_last)
 
 
 def start(train: TrainSection, dropout: float = 0.0, model: nn.Module | None = None) -> TrainState:

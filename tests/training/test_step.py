@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny_network import make_model
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import velodrome as vd
@@ -61,21 +62,6 @@ def loader_of(
 
 def section(optimizer: str = "sgd", **settings: object) -> TrainSection:
     return resolve_lr(TrainSection(epochs=2, batch_size=BATCH, lr=0.05, optimizer=optimizer, **settings))
-
-
-def make_model(dropout: float = 0.0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(8, 3),
-        )
-    return model.to(memory_format=torch.channels_last)
 
 
 def start(train: TrainSection, device: torch.device = CPU, dropout: float = 0.0) -> TrainState:
