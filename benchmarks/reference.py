@@ -70,6 +70,8 @@ def command_of(result: Mapping[str, Any], folder: RunFolder) -> str:
     settings = read_yaml(folder.config)
     if settings["lr_final"] == settings["lr_min"]:  # which is the default
         settings["lr_final"] = "auto"
+    if settings.get("image_size") == 32:  # the own size of the data sets that have a name
+        settings["image_size"] = "auto"
     changed = [
         f"--{key.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
         for key, value in settings.items()

@@ -66,7 +66,7 @@ BAD = [
     (["trian"], "'trian' is not a command. Did you mean train?"),
     (["train", "resnet"], "'resnet' is not a recipe. Did you mean resnet9?"),
     (["train", "--epoch", "3"], "--epoch is not an option of velodrome train. Did you mean --epochs?"),
-    (["train", "--epochs=0"], "--epochs is '0', but must be a whole number at least 1."),
+    (["train", "--epochs=0"], "--epochs is '0', but must be auto or a whole number at least 1."),
     (["train", "--epochs", "-3"], "--epochs is '-3'"),
     (["train", "--batch-size", "0"], "--batch-size is '0'"),
     (["train", "--lr", "-1"], "--lr is '-1'"),

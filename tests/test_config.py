@@ -104,7 +104,7 @@ BAD = [
     ("peak", 1.5, "from 0 to 1"),
     ("peak", "24/5", "from 0 to 1"),
     ("optimizer", "sdg", "Did you mean sgd?"),
-    ("data", "cifra10", "Did you mean cifar10?"),
+    ("data", "", "the path of a folder"),
     ("model", "resnet", "Did you mean resnet9?"),
     ("precision", "half", "fp32"),
     ("val_fraction", 1, "below 1"),

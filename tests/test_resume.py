@@ -343,7 +343,7 @@ def test_the_command_takes_more_epochs(tmp_path: Path) -> None:
         velodrome("resume", str(run.path), "--epochs", "many"), capture_output=True, text=True, check=False
     )
     assert bad.returncode == 2
-    assert "--epochs is 'many', but must be a whole number" in bad.stderr
+    assert "--epochs is 'many', but must be auto or a whole number" in bad.stderr
 
 
 # One process at a time.

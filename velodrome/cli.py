@@ -20,7 +20,7 @@ from typing import Any
 
 import velodrome
 from velodrome import recipes
-from velodrome.config import Config, check, override, read_yaml, search_section, to_dict, to_yaml
+from velodrome.config import Config, check, is_auto, override, read_yaml, search_section, to_dict, to_yaml
 from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -94,6 +94,10 @@ def _config(arguments: argparse.Namespace) -> Config:
         )
     fallback = recipes.default_for(flags.get("data", file.get("data")))
     base = recipes.by_name(str(arguments.recipe or named or fallback))()
+    if init := flags.get("init", file.get("init")):
+        from velodrome.fine_tuning import network_of
+
+        base = override(base, network_of(Path(str(init))))
     return check(override(override(base, file, str(arguments.config)), flags, "flags"))
 
 
@@ -118,6 +122,8 @@ def _print_config(config: Config, arguments: argparse.Namespace) -> None:
 def _resume(arguments: argparse.Namespace) -> None:
     given = settings_given(arguments)
     checked = override(Config(), given, "flags")
+    if is_auto(checked.train.epochs):
+        raise ConfigError("--epochs is 'auto', but must be a whole number here.", "For instance --epochs 30.")
     from velodrome import session
 
     run = session.resume(
@@ -233,6 +239,38 @@ def _report(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{path}\n")
 
 
+def _data(arguments: argparse.Namespace) -> None:
+    _data_check(arguments) if arguments.verb == "check" else _data_clear(arguments)
+
+
+def _data_check(arguments: argparse.Namespace) -> None:
+    given = settings_given(arguments)
+    config = override(override(recipes.folder(), {"data": arguments.data}), given, "flags")
+    from velodrome import checking
+
+    found = checking.check_data(config, progress=not arguments.quiet)
+    if arguments.json:
+        _print_json({"path": str(found.path), **found.to_dict()})
+    else:
+        sys.stdout.write(f"{found}\n\nData and contact sheet: {found.path}\n")
+    if found.findings.errors:
+        raise PartlyError(
+            f"{len(found.findings.errors):,} of these stand against training.", "Mend them as said above."
+        )
+
+
+def _data_clear(arguments: argparse.Namespace) -> None:
+    if (arguments.data is None) != arguments.all:
+        raise ConfigError("It is not clear what to clear.", "Give the path of one data set, or --all.")
+    from velodrome import checking
+
+    freed = checking.clear_data(arguments.data)
+    if arguments.json:
+        _print_json({"freed_bytes": freed})
+    else:
+        sys.stdout.write(f"{freed / 1e6:,.1f} MB freed. The images themselves are where they were.\n")
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     config, runs = _config(arguments), _whole_number("--runs", arguments.runs)
     if arguments.print_config:
@@ -340,6 +378,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "report": _report,
+    "data": _data,
     "bench": _bench,
     "summary": _summary,
     "doctor": _doctor,

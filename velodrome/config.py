@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,11 @@ def above(low: float) -> Rule:
 def from_zero_to_below(high: float) -> Rule:
     """The rule `0 <= value < high`."""
     return Rule(f"at least 0 and below {high}", lambda value: 0 <= value < high)
+
+
+def inside(low: float, high: float) -> Rule:
+    """The rule `low < value < high`."""
+    return Rule(f"above {low} and below {high}", lambda value: low < value < high)
 
 
 def between(low: float, high: float) -> Rule:
@@ -105,17 +111,60 @@ FOLDER_NAME = Rule(
 )
 
 
-def setting(default: Any, help: str, rule: Rule | None = None) -> Any:
-    """A dataclass field with its help text and its rule."""
-    return field(default=default, metadata={"help": help, "rule": rule})
+def seconds_of(text: str) -> float:
+    """The seconds in a length of time such as "90s", "10m" or "1h30m".
+
+    Raises:
+        ValueError: it is none, or is 0.
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise ValueError
+    return seconds
+
+
+def _is_time(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return seconds_of(text) > 0
+    return False
+
+
+TIME = Rule("a length of time such as 90s, 10m or 1h30m", _is_time, "10m")
+# Data sets that velodrome gets by itself. Everything else is a path, or lies at a hub.
+NAMED_DATA = ("cifar10", "cifar100", "shapes")
+HUB = "hf:"
+DATA = Rule(
+    f"{', '.join(NAMED_DATA)}, {HUB}NAME, or the path of a folder, a table, an archive or an .npz file",
+    lambda name: bool(name.removeprefix(HUB)) and "\0" not in name,
+    "photos/",
+)
+
+
+def is_own(data: str) -> bool:
+    """Whether a data set is the user's, not one of those that velodrome knows by name."""
+    return data not in NAMED_DATA
+
+
+def setting(default: Any, help: str, rule: Rule | None = None, *, auto: bool = False) -> Any:
+    """A dataclass field with its help text and its rule.
+
+    Where `auto` is set, it may be "auto" too until the data are known: whoever has a prepared job has a value
+    of the declared type.
+    """
+    return field(default=default, metadata={"help": help, "rule": rule, "auto": auto})
 
 
 @dataclass(frozen=True)
 class DataSection:
     """Which images."""
 
-    data: Literal["cifar10", "cifar100", "shapes"] = setting(
-        "cifar10", "data set; shapes is drawn by code and needs no download"
+    data: str = setting(
+        "cifar10",
+        "data set: cifar10, cifar100, shapes (drawn by code, needs no download), hf:NAME, or the path of a "
+        "folder of images, a table, an archive or an .npz file",
+        DATA,
     )
     data_root: Path | None = setting(
         None, "folder that holds or receives data sets; else $VELODROME_DATA, else the user cache folder"
@@ -123,7 +172,35 @@ class DataSection:
     limit_train: int | None = setting(None, "train on this many images only", at_least(1))
     limit_test: int | None = setting(None, "test on this many images only", at_least(1))
     val_fraction: float = setting(
-        0.0, "share of the training images held out for validation", from_zero_to_below(1)
+        0.0,
+        "share of the training images held out for validation where there are none for that; auto: a tenth "
+        "of 500 and more",
+        from_zero_to_below(1),
+        auto=True,
+    )
+    test_fraction: float = setting(
+        0.2, "own images without a test set: share of each class held out to test on", inside(0, 1)
+    )
+    split_seed: int = setting(
+        0, "own images without a test set: fixes which of them are held out to test on", between(0, 2**32 - 1)
+    )
+    labels: Path | None = setting(
+        None, "CSV with columns path and label that correct labels, such as a run's label_errors.csv"
+    )
+    image_size: int = setting(
+        "auto",
+        "side in pixels that images are brought to; auto: their own, or chosen by the sizes of own images",
+        between(8, 1024),
+        auto=True,
+    )
+    image_fit: Literal["crop", "pad", "squash"] = setting(
+        "crop", "how images of another shape become squares: cut off, bordered in black, or distorted"
+    )
+    on_bad_image: Literal["stop", "skip"] = setting(
+        "stop", "what to do about own images that cannot be read: stop before anything, or go on without"
+    )
+    cache_by: Literal["times", "contents"] = setting(
+        "times", "own images are read again when their sizes or times change, or only when their contents do"
     )
 
 
@@ -131,9 +208,19 @@ class DataSection:
 class AugmentSection:
     """What is done to every training image, in this order. Test images are left as they are."""
 
-    crop: int = setting(4, "random crop after padding by this many pixels; 0 turns it off", at_least(0))
+    crop: int = setting(
+        4,
+        "random crop after padding by this many pixels; 0 turns it off; auto: an eighth of the side",
+        at_least(0),
+        auto=True,
+    )
     crop_fill: Literal["zero", "reflect"] = setting(
         "zero", "what the padding holds: black or the mirror image"
+    )
+    random_resized_crop: float = setting(
+        0.0,
+        "in place of crop: a random part of the image of at least this share of its area; 0 turns it off",
+        from_zero_to_below(1),
     )
     flip: bool = setting(True, "horizontal flip of half of the images")
     alternate_flip: bool = setting(
@@ -145,6 +232,10 @@ class AugmentSection:
         "side of the training images as training goes on, PIXELS:SHARE,...; else their own",
         RESOLUTIONS,
     )
+    randaugment: int = setting(
+        0, "so many random operations on each image, one after another (RandAugment)", between(0, 10)
+    )
+    randaugment_magnitude: int = setting(9, "strength of these operations", between(0, 30))
     brightness: float = setting(
         0.0, "pixels times a random factor in 1 - X to 1 + X, one for each image", from_zero_to_below(1)
     )
@@ -153,8 +244,27 @@ class AugmentSection:
         "distance to the image's mean grey times a random factor in 1 - X to 1 + X",
         from_zero_to_below(1),
     )
+    saturation: float = setting(
+        0.0,
+        "distance to the grey of each pixel times a random factor in 1 - X to 1 + X",
+        from_zero_to_below(1),
+    )
+    hue: float = setting(0.0, "hue turned by a random share in -X to X of the whole circle", between(0, 0.5))
     cutout: int = setting(
-        8, "side in pixels of the square that is filled with the mean; 0 turns it off", at_least(0)
+        8,
+        "side in pixels of the square that is filled with the mean; 0 turns it off; auto: a quarter of the "
+        "image's",
+        at_least(0),
+        auto=True,
+    )
+    mixup: float = setting(
+        0.0, "mean of two images and their labels, in shares of Beta(X, X); 0 turns it off", at_least(0)
+    )
+    cutmix: float = setting(
+        0.0,
+        "a rectangle from another image, and its share of the label, in shares of Beta(X, X); 0 turns it "
+        "off; with mixup: one of the two for each image",
+        at_least(0),
     )
 
 
@@ -185,6 +295,9 @@ class ModelSection:
         None, "images over which batch norm takes its statistics in training; else the batch", at_least(1)
     )
     logit_scale: float = setting(1.0, "factor of the logits", above(0))
+    init: Path | None = setting(
+        None, "run folder to start from: its network and weights, with a new classifier for other classes"
+    )
 
 
 # What the networks are made of where that is "auto".
@@ -204,8 +317,21 @@ def made_of(model: ModelSection) -> ModelSection:
 class TrainSection:
     """How it is trained."""
 
-    epochs: int = setting(24, "passes over the training images", at_least(1))
-    batch_size: int = setting(512, "images a step; the last batch of an epoch may be smaller", at_least(1))
+    epochs: int = setting(
+        24, "passes over the training images; auto: the more, the fewer they are", at_least(1), auto=True
+    )
+    steps: int | None = setting(
+        None, "stop after so many steps, within the last epoch; else all", at_least(1)
+    )
+    time_budget: str | None = setting(
+        None, "in place of epochs: as many steps as fit into this time, measured before the first", TIME
+    )
+    batch_size: int = setting(
+        512,
+        "images a step; the last batch of an epoch may be smaller; auto: the more, the more they are",
+        at_least(1),
+        auto=True,
+    )
     drop_last: bool = setting(
         False,
         "leave out the last batch of an epoch where it is smaller; its images differ from epoch to epoch",
@@ -254,6 +380,22 @@ class TrainSection:
     label_smoothing: float = setting(
         0.0, "share of the target spread over all classes", from_zero_to_below(1)
     )
+    balance: Literal["none", "weights", "sampling"] | Auto = setting(
+        "none",
+        "classes of unlike sizes: rare ones weigh more in the loss, or are drawn more often; auto: sampling "
+        "where the largest class has over five times the images of the smallest",
+    )
+    freeze_epochs: int = setting(
+        0, "first epochs in which only the classifier learns, for --init", at_least(0)
+    )
+    body_lr_scale: float = setting(
+        1.0, "learning rate of all but the classifier, as a multiple of lr, for --init", above(0)
+    )
+    early_stop: int | None = setting(
+        None,
+        "stop after so many epochs without a lower validation loss; keeps the weights of the best",
+        at_least(1),
+    )
 
 
 @dataclass(frozen=True)
@@ -262,6 +404,9 @@ class EvaluateSection:
 
     score_every: int = setting(
         1, "epochs between scores on validation and test images; 0: validation ones at the end", at_least(0)
+    )
+    score_test: Literal["often", "once"] = setting(
+        "often", "test images are scored as often as validation images, or once, at the end"
     )
     tta: Literal["flip", "shift"] = setting(
         "flip",
@@ -348,7 +493,8 @@ def _settings(sections: Mapping[str, type]) -> Iterator[Setting]:
         kinds = typing.get_type_hints(cls)
         for item in dataclasses.fields(cls):
             words, rule = item.metadata["help"], item.metadata["rule"]
-            yield Setting(item.name, section, kinds[item.name], words, rule, item.default)
+            kind = kinds[item.name] | Auto if item.metadata["auto"] else kinds[item.name]
+            yield Setting(item.name, section, kind, words, rule, item.default)
 
 
 SETTINGS: dict[str, Setting] = {item.key: item for item in _settings(SECTIONS)}
@@ -396,6 +542,11 @@ def _named(key: str, settings: Mapping[str, Setting], origin: str) -> Setting:
     return settings[key]
 
 
+def is_auto(value: object) -> bool:
+    """Whether a setting waits for the data to be known."""
+    return value == "auto"
+
+
 def check(config: Config) -> Config:
     """Check the rules that involve more than one setting, and return `config`.
 
@@ -426,6 +577,8 @@ def check(config: Config) -> Config:
                     f"Leave out --{key.replace('_', '-')}, or use --model resnet9.",
                 )
     limit, batch, ghost = config.data.limit_train, train.batch_size, config.model.ghost_batch
+    if is_auto(batch):  # it will fit the data
+        return config
     if ghost is not None and ghost > batch:
         raise ConfigError(
             f"ghost_batch is {ghost}, but must not be larger than batch_size, which is {batch}.",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len
 
-from velodrome.config import Config, override
+from velodrome.config import Config, is_own, override
 from velodrome.data.image_files import Failure
 from velodrome.data.imageset import ImageSet
 from velodrome.data.labelled_folder import read_labelled_folder
@@ -33,7 +33,6 @@ from velodrome.run.folder import RunFolder, writing
 
 # A longer table cannot be taken in.
 MOST_CLASSES_PRINTED = 40
-NAMED = ("cifar10", "cifar100", "shapes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,8 @@ def evaluate_own(
         VelodromeError: the data are missing or not those of the run, the network has no such stage, or a file
             cannot be written.
     """
-    splits = load_splits(config.data, config.run.seed)
+    enlarged = config.augment.random_resized_crop > 0
+    splits = load_splits(config.data, config.run.seed, enlarged=enlarged)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)
     loader = make_loader(config, splits.train, trained.normalisation, trained.device)
@@ -179,8 +179,10 @@ def _baseline(answers: Answers, data: str) -> Baseline:
 
 def _other_images(config: Config, classifier: Classifier, data: str) -> tuple[ImageSet, list[Failure]]:
     """The test images of a data set, or those in a folder, with labels as the model numbers its classes."""
-    if data not in NAMED:
-        return read_labelled_folder(Path(data), classifier.classes, classifier.image_size)
+    if is_own(data):
+        return read_labelled_folder(
+            Path(data), classifier.classes, classifier.image_size, classifier.image_fit
+        )
     section = override(Config(), {"data": data, "data_root": config.data.data_root}).data
     images = load_splits(section, config.run.seed).test
     return _as_known(images, classifier.classes, data), []
@@ -204,7 +206,7 @@ def _as_known(images: ImageSet, classes: tuple[str, ...], data: str) -> ImageSet
 
 def _folder_name(data: str) -> str:
     """A plain folder name of its own for each data set or path."""
-    if data in NAMED:
+    if not is_own(data):
         return data
     path = os.fsencode(Path(data).resolve())
     plain = re.sub(r"[^\w.-]+", "-", os.fsdecode(Path(path.decode("utf-8", "replace")).name))[:60].strip("-.")

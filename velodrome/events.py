@@ -10,7 +10,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Training begins or, where `step` is above 0, goes on from a checkpoint."""
+    """Training begins or, where `step` is above 0, goes on from a checkpoint.
+
+    `steps` are those of the whole run where its last epoch is cut short, else None.
+    """
 
     run: str
     recipe: str
@@ -22,6 +25,12 @@ class RunStarted:
     steps_per_epoch: int
     train_images: int
     step: int
+    steps: int | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole run."""
+        return self.steps or self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,14 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class StoppedEarly:
+    """Training is over, because the validation loss has not been lower than after `best_epoch` for long."""
+
+    epoch: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint is on disk, from which `velodrome resume` can go on."""
 
@@ -102,7 +119,9 @@ class RunFinished:
     train_seconds: float
 
 
-Event = RunStarted | WarmedUp | StepDone | EpochDone | CheckpointSaved | RunStopped | RunFinished
+Event = (
+    RunStarted | WarmedUp | StepDone | EpochDone | StoppedEarly | CheckpointSaved | RunStopped | RunFinished
+)
 
 
 class Sink(Protocol):

@@ -18,8 +18,19 @@ from velodrome import recipes
 from velodrome.config import SEARCH_SETTINGS, SECTIONS, SETTINGS, Setting, describe_kind
 from velodrome.errors import ConfigError, did_you_mean, nearest
 
+# What a look at own images depends on.
+DATA_CHECK = ("image_size", "image_fit", "test_fraction", "split_seed", "on_bad_image", "cache_by")
 # What a range test finds, and what makes no difference to it.
-NOT_FOR_LR_FIND = ("lr", "lr_min", "lr_final", "compile", "checkpoint_every")
+NOT_FOR_LR_FIND = (
+    "lr",
+    "lr_min",
+    "lr_final",
+    "steps",
+    "time_budget",
+    "early_stop",
+    "compile",
+    "checkpoint_every",
+)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace | None:
@@ -78,6 +89,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         "evaluate": _add_evaluate(commands),
         "predict": _add_predict(commands),
         "report": _add_report(commands),
+        "data": _add_data(commands),
         "bench": _add_bench(commands),
         "summary": _add_summary(commands),
         "doctor": _add_doctor(commands),
@@ -169,6 +181,29 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--explain", type=Path, metavar="DIR", help=pictures)
     _add_layer(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_data(commands: Any) -> argparse.ArgumentParser:
+    about = "what is in your own images and what is wrong with it; what was prepared of them"
+    parser = _add_command(commands, "data", about)
+    verbs = parser.add_subparsers(metavar="check|clear", required=True)
+    about = (
+        "counts, sizes, unreadable files, duplicates, leaks: a table, data_check.json and contact_sheet.png"
+    )
+    check = verbs.add_parser("check", help=about, description=about)
+    check.set_defaults(verb="check")
+    what = "folder of images, table, archive or .npz file; or hf:NAME"
+    check.add_argument("data", metavar="D", help=what)
+    _add_output_flags(check)
+    _add_settings(check, "data", only=DATA_CHECK)
+    _add_settings(check, "run", only=("runs_dir", "name"))
+    about = "remove from the cache what was prepared of your own images; the images themselves stay"
+    clear = verbs.add_parser("clear", help=about, description=about)
+    clear.set_defaults(verb="clear")
+    clear.add_argument("data", metavar="D", nargs="?", help=what)
+    clear.add_argument("--all", action="store_true", help="of all data sets")
+    clear.add_argument("--json", action="store_true", help="print one JSON object")
     return typing.cast(argparse.ArgumentParser, parser)
 
 

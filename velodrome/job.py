@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from velodrome.config import Config, check, resolution_parts
+from velodrome.config import HUB, Config, DataSection, check, is_auto, is_own, resolution_parts
 from velodrome.data.augment import normalise
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
@@ -17,10 +19,12 @@ from velodrome.device import check_can_compile, device_kind, pick_device, pick_p
 from velodrome.errors import ConfigError
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
+from velodrome.fine_tuning import start_from
 from velodrome.models.build import build_model, fit_to_images, images_to_fit
 from velodrome.models.summary import summarize
+from velodrome.settling import settle
 from velodrome.training.optim import make_optimizer
-from velodrome.training.schedule import resolve_lr
+from velodrome.training.schedule import cut_short, resolve_lr, total_steps
 from velodrome.training.state import Clock, Meter, TrainState
 
 
@@ -44,6 +48,16 @@ class Job:
         """
         return replace(self, config=check(replace(self.config, train=resolve_lr(self.config.train, lr))))
 
+    def with_steps(self, steps: int) -> Job:
+        """The same job with so many steps in all, over which the schedule and the resolutions are spread."""
+        epochs = -(-steps // self.loader.steps_per_epoch)
+        train = replace(self.config.train, epochs=epochs, steps=steps, schedule_epochs=None)
+        return replace(
+            self,
+            config=check(replace(self.config, train=train)),
+            loader=self.loader.spread_over(epochs, steps),
+        )
+
     def throwaway(self, seed: int) -> Job:
         """A job of its own, at its start, on the same images, to be trained and forgotten."""
         config = replace(self.config, run=replace(self.config.run, seed=seed))
@@ -53,7 +67,7 @@ class Job:
     @property
     def total_steps(self) -> int:
         """Optimizer steps in the whole run."""
-        return self.config.train.epochs * self.loader.steps_per_epoch
+        return total_steps(self.config.train, self.loader.steps_per_epoch)
 
 
 def resolve(config: Config) -> Config:
@@ -67,32 +81,49 @@ def resolve(config: Config) -> Config:
     precision = pick_precision(config.run.precision, device)
     if config.run.compile:
         check_can_compile(device)
-    root = config.data.data_root
-    if config.data.data != "shapes":
-        root = resolve_data_root(root).absolute()
     settled = replace(
         config,
-        data=replace(config.data, data_root=root),
+        data=_with_absolute_paths(config.data),
+        model=replace(config.model, init=config.model.init and config.model.init.absolute()),
         train=resolve_lr(config.train),
         run=replace(config.run, device=device_kind(device), precision=precision),
     )
     return check(settled)
 
 
-def prepare(config: Config, splits: Splits | None = None, *, progress: bool = True) -> Job:
-    """Load the data, build the network, check that everything fits. Writes nothing but downloaded data.
+def _with_absolute_paths(data: DataSection) -> DataSection:
+    """The section as it means the same from any folder."""
+    if data.labels:
+        data = replace(data, labels=data.labels.absolute())
+    if not is_own(data.data):
+        needs_root = data.data != "shapes"
+        return replace(data, data_root=resolve_data_root(data.data_root).absolute()) if needs_root else data
+    if data.data.startswith(HUB):
+        return data
+    path = Path(data.data).expanduser()
+    # Of what is not there the name says most, as it was typed.
+    return replace(data, data=str(path.absolute())) if os.path.lexists(path) else data
+
+
+def prepare(
+    config: Config, splits: Splits | None = None, *, weights_follow: bool = False, progress: bool = True
+) -> Job:
+    """Load the data, build the network, check that everything fits. Writes nothing but data for later.
 
     Args:
         config: with or without "auto" in it.
         splits: images to use in place of those that the config names.
-        progress: show downloads on stderr.
+        weights_follow: the weights are about to be replaced, so that those of `init` are not needed.
+        progress: show on stderr what is downloaded or prepared.
 
     Raises:
         VelodromeError: something does not fit, is missing, damaged or cannot be written.
     """
     config = resolve(config)
     if splits is None:
-        splits = load_splits(config.data, config.run.seed, progress=progress)
+        enlarged = config.augment.random_resized_crop > 0
+        splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=progress)
+    config = settle(config, splits)
     _check_batch(config.train.batch_size, len(splits.train))
     device = torch.device(config.run.device)
     synchronize(device)  # what a GPU takes to wake up belongs to nobody
@@ -102,7 +133,8 @@ def prepare(config: Config, splits: Splits | None = None, *, progress: bool = Tr
     loader = make_loader(config, splits.train, normalisation, device)
     synchronize(device)
     clock.stop()
-    state = _new_state(config, splits, loader)
+    config = replace(config, train=cut_short(config.train, loader.steps_per_epoch))
+    state = _new_state(config, splits, loader, weights_follow=weights_follow)
     _check_resolutions(config, state.model)
     return Job(config, device, splits, normalisation, loader, state, clock.elapsed_s())
 
@@ -111,25 +143,38 @@ def make_loader(
     config: Config, images: ImageSet, normalisation: Normalisation, device: torch.device
 ) -> Loader:
     """The training batches of a config, from images that are put on the device."""
-    span = config.train.schedule_epochs or config.train.epochs
-    batch_size, seed = config.train.batch_size, config.run.seed
-    drop_last = config.train.drop_last
-    return Loader(images, normalisation, config.augment, batch_size, seed, device, span, drop_last)
+    train, side = config.train, config.data.image_size
+    is_own_size = is_auto(side) or images.images_u8.shape[1] == side
+    return Loader(
+        images,
+        normalisation,
+        config.augment,
+        train.batch_size,
+        config.run.seed,
+        device,
+        train.schedule_epochs or train.epochs,
+        train.drop_last,
+        side=None if is_own_size else side,
+        balance=train.balance,
+        steps=train.steps,
+    )
 
 
-def _new_state(config: Config, splits: Splits, loader: Loader) -> TrainState:
+def _new_state(config: Config, splits: Splits, loader: Loader, *, weights_follow: bool = False) -> TrainState:
     """A new network with its optimizer. What is computed from images beforehand is on its clock."""
-    device = loader.images_u8.device
+    device = loader.device
     network = build_model(
         config.model,
         classes=len(splits.train.classes),
-        image_size=splits.train.images_u8.shape[1],
+        image_size=splits.side,
         seed=config.run.seed,
     ).to(device)
     clock = Clock()
-    if wanted := images_to_fit(network):
+    if config.model.init and not weights_follow:
+        start_from(network, config.model, splits.train.classes)
+    elif wanted := images_to_fit(network):
         clock.start()
-        fit_to_images(network, normalise(loader.images_u8[:wanted], loader.normalisation))
+        fit_to_images(network, normalise(loader.first_images(wanted), loader.normalisation))
         synchronize(device)
         clock.stop()
     return TrainState(
@@ -161,17 +206,17 @@ def _check_batch(batch_size: int, images: int) -> None:
         )
 
 
-def train_pflop(job: Job) -> float:
-    """The work of the whole training in 1e15 floating point operations.
+def train_pflop(job: Job, steps: int | None = None) -> float:
+    """The work of the first steps, or of the whole training, in 1e15 floating point operations.
 
     By the usual count: two for each multiply-accumulate of convolutions and matrix products, and a backward
     pass of twice the forward pass.
     """
-    own = job.splits.train.images_u8.shape[1]
+    own = job.splits.side
     batch, per_epoch = job.config.train.batch_size, job.loader.steps_per_epoch
     last_batch = job.loader.images_per_epoch - (per_epoch - 1) * batch
     images: Counter[int] = Counter()
-    for step in range(job.total_steps):
+    for step in range(job.total_steps if steps is None else steps):
         images[job.loader.side_at(step) or own] += last_batch if (step + 1) % per_epoch == 0 else batch
     macs = {side: summarize(job.state.model, (3, side, side)).totals.macs for side in images}
     return sum(6 * macs[side] * count for side, count in images.items()) / 1e15

@@ -25,6 +25,7 @@ from velodrome.training.lr_range import (
     STEPS,
     Batch,
     Sweep,
+    briefly,
     geometric,
     sweep_module,
     sweep_recipe,
@@ -173,12 +174,21 @@ def search_module(
 
 
 def guessing_on(job: Job) -> Guessing:
-    """What the best answer gets that never looks at the image; its loss is the entropy of the targets."""
+    """What the best answer gets that never looks at the image; its loss is the entropy of the targets.
+
+    Where images are mixed it is the same, as each class has its share in as many targets.
+    """
     counts = np.bincount(job.splits.train.labels, minlength=len(job.splits.train.classes))
-    smoothing = job.config.train.label_smoothing
-    shares = (1 - smoothing) * counts / counts.sum() + smoothing / len(counts)
-    entropy = -sum(share * math.log(share) for share in shares if share > 0)
-    return Guessing(float(entropy), float(counts.max() / counts.sum()))
+    smoothing, balance = job.config.train.label_smoothing, job.config.train.balance
+    if balance == "sampling":  # as often, whatever their number
+        counts = (counts > 0).astype(np.int64)
+    images, weights = counts.sum(), np.ones(len(counts))
+    if balance == "weights":
+        weights = images / ((counts > 0).sum() * np.maximum(counts, 1)) * (counts > 0)
+    # Of each class: what it counts for in the mean of the loss, which with weights need not add up to 1.
+    shares = weights * ((1 - smoothing) * counts / images + smoothing / len(counts))
+    loss = -sum(share * math.log(share / shares.sum()) for share in shares if share > 0)
+    return Guessing(float(loss), float(counts.max() / images))
 
 
 def _judged_by(job: Job) -> str:
@@ -257,7 +267,7 @@ def _try(trial: Job, lr_max: float) -> Trial:
     images that the network had hardly met before, as the run is so short.
     """
     state, train, per_epoch = trial.state, trial.config.train, trial.loader.steps_per_epoch
-    train = resolve_lr(replace(train, lr="auto", epochs=-(-TRIAL_STEPS // per_epoch)), lr_max)
+    train = resolve_lr(replace(briefly(train, TRIAL_STEPS, per_epoch), lr="auto"), lr_max)
     losses: list[float] = []
     events = fit(
         state,

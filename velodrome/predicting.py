@@ -151,7 +151,7 @@ def predict_files(
     failed: list[Failure] = []
     for start in range(0, len(found), batch_size):
         batch = found[start : start + batch_size]
-        read = [_read(item, classifier.image_size, with_views=names is not None) for item in batch]
+        read = [_read(item, classifier, with_views=names is not None) for item in batch]
         failed += [item for item in read if isinstance(item, Failure)]
         images = [item for item in read if isinstance(item, _Image)]
         try:
@@ -171,13 +171,14 @@ class _Image:
     views: Views | None
 
 
-def _read(item: Path | Failure, size: tuple[int, int], *, with_views: bool) -> _Image | Failure:
+def _read(item: Path | Failure, classifier: Classifier, *, with_views: bool) -> _Image | Failure:
     if isinstance(item, Failure):
         return item
+    size, fit = classifier.image_size, classifier.image_fit
     try:
         if not with_views:
-            return _Image(item, read_image(item, size), None)
-        views = read_views(item, size, PANEL)
+            return _Image(item, read_image(item, size, fit), None)
+        views = read_views(item, size, PANEL, fit)
         return _Image(item, views.shown, views)
     except UnreadableImageError as error:
         return Failure(item, error.reason)

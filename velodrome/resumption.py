@@ -29,6 +29,7 @@ def restore(folder: RunFolder, job: Job) -> int:
 
     def into_job(checkpoint: Checkpoint) -> None:
         check_settings(job.config, checkpoint.numbers["settings"])
+        _check_same_images(job, checkpoint.numbers.get("images"))
         job.state.restore(checkpoint.tensors, checkpoint.numbers)
 
     checkpoint = load_checkpoint(folder, into_job)
@@ -43,6 +44,19 @@ def restore(folder: RunFolder, job: Job) -> int:
             warnings.warn(message, VelodromeWarning, stacklevel=2)
     threads = before.get("threads")
     return threads if isinstance(threads, int) and threads > 0 else torch.get_num_threads()
+
+
+def _check_same_images(job: Job, trained_on: str | None) -> None:
+    """Check that own images are those that the run was trained on so far.
+
+    Raises:
+        RunError: they are not.
+    """
+    if trained_on not in (None, job.splits.fingerprint):
+        raise RunError(
+            f"it was trained on other images than {job.config.data.data} holds now.",
+            "Bring them back as they were, or start a new run.",
+        )
 
 
 def check_settings(config: Config, trained_with: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,6 +36,8 @@ from velodrome.events import (
     RunStarted,
     RunStopped,
     Sink,
+    StepDone,
+    StoppedEarly,
     WarmedUp,
 )
 from velodrome.job import Job, score_on, train_pflop
@@ -65,8 +67,10 @@ def describe(folder: RunFolder, job: Job) -> None:
     write_atomically(folder.config, to_yaml(nameless))
     if not folder.recorded_environment():  # it tells how the run began
         write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
-    channels_first = (3, *job.splits.train.images_u8.shape[1:3])
-    write_json(folder.summary, summarize(job.state.model, channels_first).to_dict())
+    side = job.splits.side
+    write_json(folder.summary, summarize(job.state.model, (3, side, side)).to_dict())
+    if job.splits.found is not None:
+        write_json(folder.data_check, job.splits.found)
     folder.checkpoints.mkdir(exist_ok=True)
 
 
@@ -157,16 +161,19 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
         score=lambda network: _scores_if_due(network, job),
         compiled=config.run.compile,
     )
+    if stopped := stalled(state.history, config.train.early_stop):  # before a kill took what comes after it
+        return warm_up_s
     every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
     watch, checkpoint_due, page_due = Every(WATCH_S), Every(every_s), Every(PAGE_S)
     try:
         for event in events:
             tell(event)
             if isinstance(event, WarmedUp):
-                warm_up_s = event.seconds
+                warm_up_s += event.seconds
             if watch.is_due():
                 raise_if_not_finite(state, lr_at)
-            if state.meter.done == job.loader.steps_per_epoch:
+            ends_epoch = state.meter.done == job.loader.steps_per_epoch or state.step == job.total_steps
+            if isinstance(event, StepDone) and ends_epoch:
                 continue  # the end of the epoch comes next, with a checkpoint of its own
             if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
                 # Asked first, so that no checkpoint holds a broken network.
@@ -174,6 +181,9 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
                 _save(folder, job, tell)
                 if isinstance(event, EpochDone) and page_due.is_due():
                     _show_live(folder)
+            if isinstance(event, EpochDone) and (stopped := stalled(state.history, config.train.early_stop)):
+                tell(stopped)
+                break
             if stop.signal and state.step < job.total_steps:
                 tell(RunStopped(state.step, signal.Signals(stop.signal).name))
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
@@ -184,10 +194,32 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
     return warm_up_s
 
 
+def stalled(history: Sequence[EpochDone], patience: int | None) -> StoppedEarly | None:
+    """That training is to stop, where the validation loss was lowest `patience` epochs ago or more.
+
+    Args:
+        history: of the epochs so far; those without a validation loss are not counted.
+        patience: in epochs that have one; None never stops.
+    """
+    losses = [(row.epoch, row.val_loss) for row in history if row.val_loss is not None]
+    if patience is None or not losses:
+        return None
+    best = min(range(len(losses)), key=lambda index: losses[index][1])
+    if len(losses) - 1 - best < patience:
+        return None
+    return StoppedEarly(losses[-1][0], losses[best][0])
+
+
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
     state = job.state
     settings = settings_of_training(job.config)
-    numbers = {**state.numbers(), "seed": job.config.run.seed, "settings": settings, **bits_depend_on()}
+    numbers = {
+        **state.numbers(),
+        "seed": job.config.run.seed,
+        "settings": settings,
+        "images": job.splits.fingerprint,
+        **bits_depend_on(),
+    }
     tell(CheckpointSaved(save_checkpoint(folder, state.step, state.tensors(), numbers), state.step))
 
 
@@ -219,10 +251,10 @@ def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
         "warm_up_seconds": warm_up_s,
         "train_seconds": finished.train_seconds,
         "predict_seconds": results.predict_s,
-        "train_pflop": train_pflop(job),
+        "train_pflop": train_pflop(job, state.step),
         "epochs": state.epoch,
         "params": _count_parameters(state.model),
-        "images_per_s": state.epoch * job.loader.images_per_epoch / finished.train_seconds,
+        "images_per_s": job.loader.images_in(state.step) / finished.train_seconds,
         "device": job.device.type,
         "precision": config.run.precision,
         "seed": config.run.seed,
@@ -241,7 +273,8 @@ def _about_model(job: Job) -> dict[str, object]:
         "mean": list(job.normalisation.mean),
         "std": list(job.normalisation.std),
         "model": dataclasses.asdict(job.config.model),
-        "image_size": job.splits.train.images_u8.shape[1],
+        "image_size": job.splits.side,
+        "image_fit": job.config.data.image_fit,
     }
 
 
@@ -253,7 +286,8 @@ def _scores_if_due(network: nn.Module, job: Job) -> Scores:
     with_val = job.splits.val is not None and (is_due or epoch == job.config.train.epochs)
     nothing = (None, None)
     val = score_on(network, job, job.splits.val) if with_val and job.splits.val else nothing
-    test = score_on(network, job, job.splits.test) if is_due else nothing
+    with_test = is_due and job.config.evaluate.score_test == "often"
+    test = score_on(network, job, job.splits.test) if with_test else nothing
     return Scores(*val, *test)
 
 
@@ -269,6 +303,7 @@ def _started(folder: RunFolder, job: Job) -> RunStarted:
         steps_per_epoch=job.loader.steps_per_epoch,
         train_images=len(job.splits.train),
         step=job.state.step,
+        steps=job.config.train.steps,
     )
 
 

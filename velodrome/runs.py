@@ -81,7 +81,8 @@ class Run:
         """
         if self._test_images is None:
             config = read_config(self.folder)
-            self._test_images = load_splits(config.data, config.run.seed).test
+            enlarged = config.augment.random_resized_crop > 0
+            self._test_images = load_splits(config.data, config.run.seed, enlarged=enlarged).test
         return self._test_images
 
     def answers(self) -> Answers:
@@ -229,7 +230,8 @@ def load(run: Path | str | Run) -> Classifier:
         raise RunError(
             f"Weights {folder.model} are not of this version: {reason}.", "Train the model again."
         ) from error
-    return Classifier(network, about["classes"], normalisation, (side, side)).eval()
+    fit = about.get("image_fit", "crop")  # the only one that there once was
+    return Classifier(network, about["classes"], normalisation, (side, side), fit).eval()
 
 
 def read_config(folder: RunFolder) -> Config:

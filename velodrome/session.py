@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from velodrome.budget import fit_to_budget
 from velodrome.config import USUAL_LR, Config, ModelSection, override, search_section
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Splits
@@ -69,6 +71,7 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
     config = config or speed94()
     _check_place(config)
     job = prepare(config, progress=progress)
+    began_s = time.perf_counter()
     found = None
     if job.config.train.lr == "auto":
         with search_display(progress) as tell:
@@ -77,6 +80,8 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
         if progress and found and found.lr_max:
             seconds = duration(found.about["seconds"])
             sys.stderr.write(f"LRMAX {lr_max:g} found in {seconds}, with {found.level} confidence\n")
+    if job.config.train.time_budget:
+        job = fit_to_budget(job, time.perf_counter() - began_s)
     run = job.config.run
 
     def fill(draft: RunFolder) -> None:
@@ -151,7 +156,7 @@ def resume(
             config = override(config, {"data_root": data_root})
         if epochs is not None:
             config = replace(config, train=extend(config.train, epochs))
-        job = prepare(config, progress=progress)
+        job = prepare(config, weights_follow=True, progress=progress)
         threads_so_far = restore(folder, job)
         was_finished = folder.is_finished
         try:
@@ -288,8 +293,8 @@ def preview(config: Config | None = None) -> Preview:
         VelodromeError: bad settings or data.
     """
     job = prepare(config or speed94())
-    height, width = job.splits.train.images_u8.shape[1:3]
-    return Preview(job.splits, summarize(job.state.model, (3, height, width)), *augmented_batch(job.loader))
+    side = job.splits.side
+    return Preview(job.splits, summarize(job.state.model, (3, side, side)), *augmented_batch(job.loader))
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -308,7 +313,7 @@ def plan(config: Config) -> dict[str, object]:
     job = prepare(config, splits, progress=False)
     first_of_all = "; LRMAX is a guess, a range test finds it first" if job.config.train.lr == "auto" else ""
     job = job.with_lr(USUAL_LR[job.config.train.optimizer])
-    settings, side = job.config.train, job.splits.train.images_u8.shape[1]
+    settings, side = job.config.train, job.splits.side
     lr_at, last = make_schedule(settings, job.loader.steps_per_epoch), job.total_steps - 1
     peak = max(range(job.total_steps), key=lr_at)
     totals = summarize(job.state.model, (3, side, side)).totals
@@ -380,9 +385,8 @@ def _check_place(config: Config) -> None:
 
 
 def _describe_data(splits: Splits) -> str:
-    height, width = splits.train.images_u8.shape[1:3]
     held_out = f"{len(splits.val):,} validation, " if splits.val else ""
     return (
         f"{splits.name}: {len(splits.train):,} training, {held_out}{len(splits.test):,} test images "
-        f"of {height}x{width}, {len(splits.train.classes)} classes"
+        f"of {splits.side}x{splits.side}, {len(splits.train.classes)} classes"
     )

@@ -16,19 +16,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from velodrome.data import image_files
 from velodrome.data.image_files import (
     UPRIGHT,
     Failure,
     UnreadableImageError,
+    decode,
     find_images,
     image_suffixes,
     read_image,
+    read_size,
     read_views,
     visible,
 )
+from velodrome.data.pixels import fit_image
 from velodrome.errors import DataError
 
 SIZE = (8, 8)
@@ -204,8 +207,6 @@ def test_every_orientation_is_turned_upright(tmp_path, suffix, orientation):
 
 
 def test_the_meaning_of_orientations_is_pillows_own():
-    from PIL import ImageOps
-
     for orientation, turn in UPRIGHT.items():
         image = Image.fromarray(noise(3, 5))
         image.getexif()[0x112] = orientation
@@ -230,6 +231,14 @@ def test_the_middle_is_taken_whatever_the_aspect_ratio(tmp_path):
         # The pixels next to the cut have a little influence on the outermost.
         assert np.abs(read_image(tmp_path / name, SIZE) - np.array(ORANGE)).max() < 60
         assert np.array_equal(read_image(tmp_path / name, SIZE)[2:-2, 2:-2], np.full((4, 4, 3), ORANGE))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp", "gif", "bmp"])
+def test_large_files_are_read_piece_by_piece_and_alike(tmp_path, monkeypatch, suffix):
+    Image.fromarray(noise(60, 50)).save(tmp_path / f"image.{suffix}")
+    at_once = read_image(tmp_path / f"image.{suffix}", SIZE)
+    monkeypatch.setattr(image_files, "AT_ONCE_BYTES", 0)
+    np.testing.assert_array_equal(read_image(tmp_path / f"image.{suffix}", SIZE), at_once)
 
 
 def test_the_size_is_height_then_width(tmp_path):
@@ -279,6 +288,210 @@ def test_views_are_never_larger_than_asked_for(tmp_path, shape):
     assert 1 <= min(views.whole.shape[:2]) <= max(views.whole.shape[:2]) <= 40
 
 
+# Images of another shape.
+
+
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_what_is_cut_out_is_what_pillow_cuts_out(shape, size):
+    image = Image.fromarray(noise(*shape))
+    expected = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(fit_image(image, size, "crop"), expected)
+
+
+def test_no_other_fits_are_known():
+    with pytest.raises(ValueError, match="fit is 'stretch', but must be one of crop, pad, squash"):
+        fit_image(plain(), (4, 4), "stretch")
+
+
+def half_and_half(height: int, width: int, suffix: str, folder: Path) -> Path:
+    """The left half of an image is orange, the right half blue."""
+    pixels = np.full((height, width, 3), ORANGE, np.uint8)
+    pixels[:, width // 2 :] = (20, 40, 200)
+    Image.fromarray(pixels).save(folder / f"image.{suffix}", quality=95)
+    return folder / f"image.{suffix}"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_padded_images_are_whole_and_in_the_middle_of_black(tmp_path, suffix):
+    wide = read_image(half_and_half(100, 400, suffix, tmp_path), (32, 32), "pad").astype(int)
+    assert not wide[:12].any()
+    assert not wide[20:].any()
+    assert np.abs(wide[12:20, :14] - ORANGE).max() <= 3
+    assert np.abs(wide[12:20, 18:] - (20, 40, 200)).max() <= 3
+    tall = read_image(half_and_half(400, 100, suffix, tmp_path), (32, 32), "pad")
+    assert tall.any((0, 2)).tolist() == [False] * 12 + [True] * 8 + [False] * 12
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_squashed_images_are_whole_and_fill_everything(tmp_path, suffix):
+    found = read_image(half_and_half(100, 400, suffix, tmp_path), (32, 24), "squash").astype(int)
+    assert np.abs(found[:, :10] - ORANGE).max() <= 3
+    assert np.abs(found[:, 14:] - (20, 40, 200)).max() <= 3
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_an_image_of_the_models_size_is_itself_however_it_is_fitted(tmp_path, fit):
+    Image.fromarray(noise()).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", SIZE, fit), noise())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("shape", [(30_000, 20), (20, 30_000)])
+def test_very_wide_and_very_tall_images(tmp_path, suffix, fit, shape):
+    Image.new("RGB", shape, ORANGE).save(tmp_path / f"image.{suffix}")
+    found = read_image(tmp_path / f"image.{suffix}", (32, 32), fit).astype(int)
+    if fit == "pad":  # one line is left of it
+        lines = found.any((1, 2)) if shape[0] > shape[1] else found.any((0, 2))
+        assert lines.sum() == 1
+    else:
+        assert np.abs(found - ORANGE).max() <= 3
+
+
+def test_an_image_too_wide_to_be_decoded_says_so(tmp_path):
+    (tmp_path / "wide.png").write_bytes(png_that_claims(30_000, 3_000))
+    assert reason_of(tmp_path / "wide.png").startswith("it has more pixels than the 89,478,485")
+
+
+# JPEGs that are much larger than what is wanted.
+
+
+def photo(height: int, width: int) -> Image.Image:
+    """Smooth and detailed parts, as in a photo."""
+    small = Image.fromarray(noise(height // 25 + 1, width // 25 + 1))
+    pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    grain = np.random.default_rng(1).normal(0, 4, (height, width, 1))
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+
+
+def decoded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Width and height at which JPEGs are decoded from now on."""
+    found, load = [], JpegImagePlugin.JpegImageFile.load
+
+    def noted(image: Image.Image) -> object:
+        found.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "expected"),
+    [
+        ((200, 200), "crop", (800, 600)),
+        ((151, 151), "crop", (800, 600)),  # less than twice the half
+        ((150, 150), "crop", (400, 300)),
+        ((64, 64), "crop", (200, 150)),
+        ((32, 32), "crop", (100, 75)),
+        ((32, 64), "squash", (200, 150)),
+        ((64, 64), "pad", (200, 150)),
+        ((200, 100), "pad", (200, 150)),
+        ((8, 8), "squash", (100, 75)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, monkeypatch, size, fit, expected):
+    photo(600, 800).save(tmp_path / "image.jpg")
+    sizes = decoded_sizes(monkeypatch)
+    assert read_image(tmp_path / "image.jpg", size, fit).shape == (*size, 3)
+    assert sizes[-1] == expected
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_part_of_the_size_is_as_good_as_the_whole(tmp_path, monkeypatch, fit, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    photo(600, 1100).save(tmp_path / "image.jpg", quality=92, exif=exif)
+    sizes = decoded_sizes(monkeypatch)
+    found = read_image(tmp_path / "image.jpg", (48, 40), fit).astype(int)
+    assert sizes[-1][0] < 1100
+    monkeypatch.setattr(image_files, "draft", lambda *_: None)
+    whole = read_image(tmp_path / "image.jpg", (48, 40), fit)
+    assert np.abs(found - whole).mean() < 0.8
+    assert np.abs(found - whole).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_modes_are_decoded_at_a_part_of_their_size_too(tmp_path, monkeypatch, mode):
+    photo(400, 400).convert(mode).save(tmp_path / "image.jpg")
+    sizes = decoded_sizes(monkeypatch)
+    found = read_image(tmp_path / "image.jpg", (32, 32)).astype(int)
+    assert sizes[-1] == (100, 100)
+    expected = Image.open(tmp_path / "image.jpg").convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(found - np.asarray(expected)).mean() < 2
+
+
+def test_pictures_for_people_are_as_sharp_as_the_file(tmp_path):
+    photo(800, 800).save(tmp_path / "image.jpg", quality=95)
+    views = read_views(tmp_path / "image.jpg", (32, 32), longest=400)
+    np.testing.assert_array_equal(views.shown, read_image(tmp_path / "image.jpg", (32, 32)))
+    sharp = Image.open(tmp_path / "image.jpg").resize((400, 400), Image.Resampling.BICUBIC)
+    for view in (views.crop, views.whole):
+        assert np.abs(view.astype(int) - np.asarray(sharp)).max() <= 1
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_views_show_what_the_model_is_shown(tmp_path, fit):
+    path = half_and_half(100, 400, "png", tmp_path)
+    views = read_views(path, (32, 32), 128, fit)
+    np.testing.assert_array_equal(views.shown, read_image(path, (32, 32), fit))
+    np.testing.assert_array_equal(views.crop, read_image(path, views.crop.shape[:2], fit))
+    assert views.whole.shape == (32, 128, 3)
+
+
+# What is known of a file besides its pixels.
+
+
+@pytest.mark.parametrize(("suffix", "orientation"), [("jpg", 1), ("jpg", 6), ("png", 8), ("png", 3)])
+def test_the_size_of_an_upright_file(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / f"image.{suffix}"
+    photo(120, 200).save(path, exif=exif)
+    expected = (200, 120) if orientation in (6, 8) else (120, 200)
+    assert read_size(path) == expected
+    decoded = decode(path, SIZE)
+    assert decoded.size == expected
+    assert decoded.status.st_mtime_ns == path.stat().st_mtime_ns
+    np.testing.assert_array_equal(decoded.image_u8, read_image(path, SIZE))
+
+
+def test_no_size_of_what_is_no_image(tmp_path):
+    (tmp_path / "notes.png").write_text("not an image")
+    with pytest.raises(UnreadableImageError, match="it is not an image"):
+        read_size(tmp_path / "notes.png")
+
+
+def test_reasons_that_lie_in_the_file_are_told_from_others(tmp_path, monkeypatch):
+    photo(64, 64).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
+    (tmp_path / "lzw.tiff").write_bytes(damaged_tiff())
+    (tmp_path / "empty.jpg").touch()
+    found = {}
+    for name in ("half.jpg", "lzw.tiff", "empty.jpg", "gone.jpg"):
+        with pytest.raises(UnreadableImageError) as caught:
+            decode(tmp_path / name, SIZE)
+        found[name] = caught.value.is_lasting
+    for error in (MemoryError(), OSError(5, "Input/output error")):
+        monkeypatch.setattr(Image, "open", lambda *_, raised=error, **__: (_ for _ in ()).throw(raised))
+        with pytest.raises(UnreadableImageError) as caught:
+            decode(tmp_path / "whole.jpg", SIZE)
+        found[type(error).__name__] = caught.value.is_lasting
+    assert found == {
+        "half.jpg": True,
+        "lzw.tiff": True,
+        "empty.jpg": True,
+        "gone.jpg": False,
+        "MemoryError": False,
+        "OSError": False,
+    }
+
+
 # Files that are none.
 
 
@@ -306,10 +519,10 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     (tmp_path / "image.png").chmod(0)
     if os.access(tmp_path / "image.png", os.R_OK):  # root may read everything
 
-        def refuse(*_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(image_files, "open", refuse, raising=False)
     assert reason_of(tmp_path / "image.png") == "permission denied"
 
 
@@ -472,6 +685,36 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         "lzw.tiff it is truncated or damaged",
         "palette.png (8, 8, 3)",
         "samples.tiff it is not an image, or of no kind that is known",
+    ]
+
+
+def test_a_process_is_made_quiet_for_good(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(9_500, 9_500))
+    (tmp_path / "lzw.tiff").write_bytes(damaged_tiff())
+    palette = plain().quantize(4)
+    palette.save(tmp_path / "palette.png", transparency=bytes([100, 200]))
+    code = """
+import sys, warnings
+from pathlib import Path
+from velodrome.data.image_files import UnreadableImageError, decode
+from velodrome.data.quiet import quiet_process
+quiet_process()
+warnings.warn("of no interest")
+print("nor this", file=sys.stderr)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        print(path.name, decode(path, (8, 8), is_quiet=True).image_u8.tobytes().hex())
+    except UnreadableImageError as error:
+        print(path.name, error.reason.split(":")[0])
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == [
+        "bomb.png it has more pixels than the 89,478,485 that are decoded",
+        "lzw.tiff it is truncated or damaged",
+        f"palette.png {read_image(tmp_path / 'palette.png', SIZE).tobytes().hex()}",
     ]
 
 

@@ -235,8 +235,46 @@ def test_samples_of_each_class_are_windows_onto_one_image(folder):
     assert labels[:3] == ["5 training images of cat", "2 training images of dog", "2 training images of ship"]
     assert labels[3:] == [f"An augmented image of {name}" for name in ("cat", "dog", "cat")]
     windows = [found["viewbox"] for found in page.find("svg", role="img") if "aria-label" in found]
-    assert windows == ["0 0 30 4", "0 4 30 4", "0 8 30 4", "0 0 6 4", "6 0 6 4", "0 4 6 4"]
+    assert windows == ["0 0 60 4", "0 4 60 4", "0 8 60 4", "0 0 6 4", "6 0 6 4", "0 4 6 4"]
     assert html.count("data:image/webp;base64,") == 3  # samples, augmented images, mistakes
+
+
+def test_samples_of_many_classes_stand_beside_each_other(folder):
+    names = [f"class {number}" for number in range(5)]
+    write_samples(folder, names, samples=2, columns=6, counts=[2, 2, 1, 2, 0])
+    page = Page(render(folder))
+    windows = [
+        found["viewbox"]
+        for found in page.find("svg", role="img")
+        if "training" in found.get("aria-label", "")
+    ]
+    # Three classes in a row of the sprite, each with two places; a strip has room for ten images of 6 x 4.
+    assert windows == ["0 0 60 4", "12 0 60 4", "24 0 60 4", "0 4 60 4"]
+    inner = [found for found in page.find("svg", height="4") if "x" in found]
+    assert [(found["x"], found["y"], found["width"]) for found in inner] == [
+        ("0", "0", "12"),
+        ("12", "0", "12"),
+        ("24", "0", "6"),
+        ("0", "4", "12"),
+    ]
+    (sheet,) = page.find("image", id="samples-sheet")
+    assert (sheet["width"], sheet["height"]) == ("36", "8")
+    assert "class 4 no training image" in page.text
+    assert page.find("svg", aria_label="1 training image of class 2")
+
+
+def test_of_very_many_classes_the_page_says_how_many_are_shown(folder):
+    write_samples(folder, all_classes=1200)
+    assert "The first 3 of 1,200 classes." in Page(render(folder)).text
+    write_samples(folder, all_classes=3)
+    assert "The first 3" not in Page(render(folder)).text
+
+
+@pytest.mark.parametrize(("side", "is_smooth"), [(32, False), (48, False), (64, True)])
+def test_pixels_of_small_images_only_are_shown_as_squares(folder, side, is_smooth):
+    write_samples(folder, image_size=[side, side])
+    page = Page(render(folder))
+    assert bool(page.find("ul", class_="smooth")) == is_smooth
 
 
 def test_a_class_without_training_images_says_so(folder):

@@ -112,9 +112,9 @@ def _tensors(ready: TrainAndTest) -> Tensors:
     train, test = ready
     names = {"classes": train.classes, "train": list(train.paths), "test": list(test.paths)}
     return {
-        "train_images": train.images_u8,  # (N, H, W, 3) uint8
+        "train_images": np.asarray(train.images_u8),  # (N, H, W, 3) uint8
         "train_labels": train.labels,  # (N,) int64
-        "test_images": test.images_u8,
+        "test_images": np.asarray(test.images_u8),
         "test_labels": test.labels,
         "names": np.frombuffer(json.dumps(names).encode(), np.uint8),  # too many for the header
     }

@@ -69,7 +69,7 @@ def exact_duplicates(test: ImageSet, train: ImageSet) -> Duplicates:
 
 def _digests(images: ImageSet) -> Iterator[bytes]:
     """A hash of the pixels of each image; two images with the same one are taken to be the same."""
-    return (blake2b(image, digest_size=_DIGEST_BYTES).digest() for image in images.images_u8)
+    return (blake2b(image.data, digest_size=_DIGEST_BYTES).digest() for image in images.images_u8)
 
 
 def _class_of(images: ImageSet, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Image files from outside: found in folders, read whatever their kind, and cut to the size of a model.
+"""Image files from outside: found in folders, read whatever their kind, and brought to the size of a model.
 
 Nothing about such a file is trusted: a name may hold control characters, its bytes may be damaged on purpose.
 """
@@ -6,43 +6,38 @@ Nothing about such a file is trusted: a name may hold control characters, its by
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
+import functools
+import io
 import os
 import stat
-import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from velodrome.data.imageset import ImagesU8
+from velodrome.data.pixels import (
+    BICUBIC,
+    LYING,
+    UPRIGHT,
+    draft,
+    fit_image,
+    orientation_of,
+    to_rgb,
+    upright_size,
+)
+from velodrome.data.quiet import quietly, without_stderr
 from velodrome.errors import DataError, visible
 
 # Pillow knows these by name, but starts Ghostscript for the first and cannot decode the others by itself.
 NOT_READ = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 # Some decoders take the whole file into memory. As many pixels as are decoded take less, even uncompressed.
 MOST_BYTES = 2**30
-# How to turn an image upright, by the value of its EXIF tag.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Python prints what a library logs where nobody has set up logging, as in the command line.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-# The filters of warnings, and stderr, belong to the whole process.
-_one_at_a_time = threading.Lock()
+# Files up to this size are read at once, which takes less time than piece by piece.
+AT_ONCE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,20 @@ class Views:
     whole: ImagesU8
 
 
+class Decoded(NamedTuple):
+    """An image file as the model wants it, and what it was.
+
+    Attributes:
+        image_u8: (height, width, 3) uint8, RGB, in the model's size.
+        size: height and width in pixels of the upright file.
+        status: of the file, after it was read.
+    """
+
+    image_u8: ImagesU8
+    size: tuple[int, int]
+    status: os.stat_result
+
+
 class UnreadableImageError(DataError):
     """A file is not an image that can be used.
 
@@ -83,11 +92,13 @@ class UnreadableImageError(DataError):
         path: of the file.
         reason: completes "Image X cannot be read: ".
         remedy: a sentence that says what to do.
+        is_lasting: whether it lies in the file, so that reading the same bytes again would not help.
     """
 
-    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+    def __init__(self, path: Path | str, reason: str, remedy: str, *, is_lasting: bool = True) -> None:
         super().__init__(f"Image {visible(str(path))} cannot be read: {reason}.", remedy)
         self.reason = reason
+        self.is_lasting = is_lasting
 
 
 def find_images(paths: Iterable[Path]) -> list[Path | Failure]:
@@ -107,7 +118,7 @@ def find_images(paths: Iterable[Path]) -> list[Path | Failure]:
     return list(found.values())
 
 
-def read_image(path: Path, size: tuple[int, int]) -> ImagesU8:
+def read_image(path: Path, size: tuple[int, int], fit: str = "crop") -> ImagesU8:
     """An image file as a model wants it, by the rules that hold for training images too.
 
     Of an animation the first frame counts. The image is turned upright as its EXIF tag says. Transparent
@@ -115,12 +126,14 @@ def read_image(path: Path, size: tuple[int, int]) -> ImagesU8:
     their minimum and maximum. Floats are scaled from the first of [0, 1], [0, 255] and [0, 65535] that holds
     all of them, else from their minimum and maximum; NaN is black. Colour profiles are not applied.
 
-    An image of the model's size is taken as it is. Of any other, the largest part of the model's aspect ratio
-    in the middle is resized, bicubic with antialiasing (`PIL.ImageOps.fit`).
+    An image of the model's size is taken as it is. Any other is resized, bicubic with antialiasing, after a
+    JPEG that is much larger was decoded at a part of its size (see `pixels.draft`).
 
     Args:
         path: of any file that Pillow can decode; EPS is left out, because that would start a program.
         size: (height, width) of the model's images in pixels.
+        fit: "crop": the largest part of the model's aspect ratio in the middle; "pad": the whole image, in
+            the middle of black; "squash": the whole image, whatever becomes of its aspect ratio.
 
     Returns:
         (height, width, 3) uint8, RGB.
@@ -129,28 +142,58 @@ def read_image(path: Path, size: tuple[int, int]) -> ImagesU8:
         UnreadableImageError: it is no file, no image, empty, damaged, not permitted or too large. This is a
             DataError.
     """
-    return _pixels(_fitted(_open_upright(path), size))
+    return decode(path, size, fit).image_u8
 
 
-def read_views(path: Path, size: tuple[int, int], longest: int) -> Views:
+def decode(path: Path | str, size: tuple[int, int], fit: str = "crop", *, is_quiet: bool = False) -> Decoded:
+    """The same as `read_image`, with what the file was.
+
+    Args:
+        path: of the file; a string takes less time, which counts for many small files.
+        size: (height, width) of the model's images in pixels.
+        fit: as in `read_image`.
+        is_quiet: whether this process has called `quiet_process`, so that nothing is to be kept back.
+
+    Raises:
+        UnreadableImageError: as in `read_image`.
+    """
+    opened = _open_upright(path, size, fit, is_quiet=is_quiet)
+    return Decoded(_pixels(fit_image(opened.image, size, fit)), opened.size, opened.status)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of an upright image file, from its header.
+
+    Raises:
+        UnreadableImageError: as in `read_image`, as far as the header tells.
+    """
+    with _clear_errors(path), _open_file(path) as file, quietly():
+        image = Image.open(io.BufferedReader(file), formats=_formats())
+        return upright_size(image.size, orientation_of(image))
+
+
+def read_views(path: Path, size: tuple[int, int], longest: int, fit: str = "crop") -> Views:
     """An image file as `read_image` gives it, with the views that pictures for people are made of.
 
     Args:
         path: of the file.
         size: (height, width) of the model's images in pixels.
         longest: the longer side of `crop` and `whole` is at most this many pixels.
+        fit: as in `read_image`; `crop` is what the model is shown.
 
     Raises:
         UnreadableImageError: as in `read_image`.
     """
-    image = _open_upright(path)
-    height, width = size
-    scale = min(image.height / height, image.width / width, longest / max(size))
-    crop_size = max(1, round(scale * height)), max(1, round(scale * width))
+    opened = _open_upright(path, size, fit)
+    shown = fit_image(opened.image, size, fit)
+    image = _open_upright(path).image if opened.is_draft else opened.image
+    sides = zip((image.height, image.width), size, strict=True)
+    scale = min(*(have / want for have, want in sides), longest / max(size))
+    crop_size = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
     shrink = min(1, longest / max(image.size))
     whole_size = max(1, round(shrink * image.width)), max(1, round(shrink * image.height))
-    whole = image.resize(whole_size, Image.Resampling.BICUBIC) if shrink < 1 else image
-    return Views(*(_pixels(view) for view in (_fitted(image, size), _fitted(image, crop_size), whole)))
+    whole = image.resize(whole_size, BICUBIC) if shrink < 1 else image
+    return Views(*(_pixels(view) for view in (shown, fit_image(image, crop_size, fit), whole)))
 
 
 def image_suffixes() -> frozenset[str]:
@@ -215,16 +258,44 @@ def _reason(error: Exception) -> str:
 # Decoding.
 
 
-def _formats() -> list[str]:
+class _Opened(NamedTuple):
+    """An image file in memory.
+
+    Attributes:
+        image: upright, RGB, in full size.
+        is_draft: whether it has the model's size already, because not all of its pixels were decoded.
+        size: height and width in pixels of the upright file.
+        status: of the file, after it was read.
+    """
+
+    image: Image.Image
+    is_draft: bool
+    size: tuple[int, int]
+    status: os.stat_result
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
     Image.init()
-    return [name for name in Image.ID if name not in NOT_READ]
+    return tuple(name for name in Image.ID if name not in NOT_READ)
 
 
-def _open_upright(path: Path) -> Image.Image:
-    """The first frame of a file: upright, RGB, in full size."""
+def _open_upright(
+    path: Path | str, size: tuple[int, int] | None = None, fit: str = "crop", *, is_quiet: bool = False
+) -> _Opened:
+    """The first frame of a file; for a model's `size`, if there is one, perhaps not in full size."""
+    with _clear_errors(path), _open_file(path) as file:
+        if is_quiet:
+            return _load(path, file, size, fit)
+        with quietly():
+            return _load(path, file, size, fit)
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path | str) -> Iterator[None]:
+    """Turns whatever a decoder raises into an UnreadableImageError."""
     try:
-        with _open_file(path) as file, _one_at_a_time, _warnings_kept_back():
-            return _decode(path, file)
+        yield
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -239,18 +310,21 @@ def _open_upright(path: Path) -> Image.Image:
         ) from error
     except MemoryError as error:
         raise UnreadableImageError(
-            path, "it takes more memory than there is", "Make it smaller first."
+            path, "it takes more memory than there is", "Make it smaller first.", is_lasting=False
         ) from error
     # Damaged bytes make decoders raise nearly everything: SyntaxError, KeyError, struct.error, ...
     except Exception as error:
         raise UnreadableImageError(
-            path, f"it is truncated or damaged: {_reason(error)}", "Restore it from where it came from."
+            path,
+            f"it is truncated or damaged: {_reason(error)}",
+            "Restore it from where it came from.",
+            is_lasting=not (isinstance(error, OSError) and error.errno),  # not the system's, but Pillow's
         ) from error
 
 
-def _open_file(path: Path) -> BinaryIO:
+def _open_file(path: Path | str) -> io.FileIO:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  as it may be a string
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, for ever
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise UnreadableImageError(path, f"it is {kind}", "Give the path of an image file.")
@@ -261,113 +335,36 @@ def _open_file(path: Path) -> BinaryIO:
             raise UnreadableImageError(
                 path, f"it is {size} large, but at most 1 GiB is read", "Make it smaller."
             )
-        return path.open("rb")
+        return open(path, "rb", buffering=0)  # noqa: PTH123  as above
     except (OSError, ValueError) as error:
-        raise UnreadableImageError(path, _reason(error), "Check the path and its permissions.") from error
+        raise UnreadableImageError(
+            path, _reason(error), "Check the path and its permissions.", is_lasting=False
+        ) from error
 
 
-def _decode(path: Path, file: BinaryIO) -> Image.Image:
-    image: Image.Image = Image.open(file, formats=_formats())
+def _load(path: Path | str, file: io.FileIO, size: tuple[int, int] | None, fit: str) -> _Opened:
+    is_small = os.fstat(file.fileno()).st_size <= AT_ONCE_BYTES
+    content: BinaryIO = io.BytesIO(file.readall()) if is_small else io.BufferedReader(file)
+    image: Image.Image = Image.open(content, formats=_formats())
     if not all(image.size):
         raise UnreadableImageError(path, "it has no pixels", "Restore it from where it came from.")
+    whole, extent = image.size, None
+    if size is not None and image.format in ("JPEG", "MPO"):
+        size = size[::-1] if orientation_of(image) in LYING else size
+        extent = draft(image, size, fit)
     # Where a process has closed its stderr, the file itself may be in that place.
     is_noisy = image.format == "TIFF" and file.fileno() != 2
-    with _without_stderr() if is_noisy else contextlib.nullcontext():
+    with without_stderr() if is_noisy else contextlib.nullcontext():
         image.load()
     # Not ImageOps.exif_transpose: it also writes the other tags anew, and fails where one is damaged.
-    turn = UPRIGHT.get(_orientation(image))
-    image = _to_rgb(image)
-    return image if turn is None else image.transpose(turn)
-
-
-@contextlib.contextmanager
-def _warnings_kept_back() -> Iterator[None]:
-    """Pillow's warnings are not shown, whatever the user's filters; that of a bomb is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Nothing reaches stderr. libtiff prints there, past Python, and Pillow has no other way to stop it."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed already
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF tag, 1 where there is none or it cannot be read."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged tags spoil no pixel
-        return 1
-
-
-# Pixels.
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB; transparent parts are laid on white."""
-    # Of a palette in an icon (ICNS), Pillow knows only the colours.
-    is_opaque = (image.mode == "P" and image.palette is None) or not image.has_transparency_data
-    if image.mode == "RGB" and is_opaque:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey_of_deep(image).convert("RGB")
-    if image.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        changed = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        assert changed is not None  # it is only where the image itself is changed
-        return changed
-    if is_opaque:
-        return image.convert("RGB")
-    layered = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(layered, mask=layered.getchannel("A"))
-    return white
-
-
-def _grey_of_deep(image: Image.Image) -> Image.Image:
-    """An image with values of 16 bits, 32 bits or floats with 8 bits; see `read_image` for the scale."""
-    values = np.asarray(image).astype(np.float32)
-    low, high = _range_of(values, is_float=image.mode == "F")
-    if low or not math.isclose(high, 255):
-        values = (values - np.float32(low)) * np.float32(255 / (high - low))
-    grey = np.rint(np.clip(np.nan_to_num(values, nan=0), 0, 255)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[np.asarray(image) == transparent] = 255
-    return Image.fromarray(grey)
-
-
-def _range_of(values: NDArray[np.float32], *, is_float: bool) -> tuple[float, float]:
-    """The values that become black and white."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    usual = (1.0, 255.0, 65535.0) if is_float else (65535.0,)
-    for most in usual:
-        if low >= 0 and high <= most:
-            return 0.0, most
-    return low, high if high > low else low + 1
-
-
-def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of an RGB image, resized to (height, width)."""
-    if image.size == (size[1], size[0]):
-        return image
-    return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+    orientation = orientation_of(image)
+    size_of_file = upright_size(whole if extent else image.size, orientation)
+    image = to_rgb(image)
+    if size is not None and extent is not None:
+        image = fit_image(image, size, fit, extent)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    return _Opened(image, extent is not None, size_of_file, os.fstat(file.fileno()))
 
 
 def _pixels(image: Image.Image) -> ImagesU8:

@@ -17,7 +17,7 @@ HELD_OUT = ("test", "val", "valid", "validation")
 
 
 def read_labelled_folder(
-    path: Path, classes: Sequence[str], size: tuple[int, int]
+    path: Path, classes: Sequence[str], size: tuple[int, int], fit: str = "crop"
 ) -> tuple[ImageSet, list[Failure]]:
     """All images below `path`, labelled by the folder that they lie in.
 
@@ -28,6 +28,7 @@ def read_labelled_folder(
         path: of the folder.
         classes: the names that the folders may have, in the order of the labels.
         size: (height, width) in pixels to bring the images to.
+        fit: how, "crop", "pad" or "squash".
 
     Returns:
         The images, in sorted order and with paths relative to `path`, and the files that cannot be read.
@@ -45,7 +46,7 @@ def read_labelled_folder(
                     failures.append(found)
                 continue
             try:
-                images.append(read_image(found, size))
+                images.append(read_image(found, size, fit))
             except UnreadableImageError as error:
                 failures.append(Failure(found, error.reason))
                 continue

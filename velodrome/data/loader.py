@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from velodrome.config import AugmentSection, resolution_parts
 from velodrome.data import augment as aug
-from velodrome.data.imageset import ImageSet, Normalisation
+from velodrome.data.balancing import class_weights, draw_order
+from velodrome.data.imageset import AnyImages, ImageSet, MappedImages, Normalisation
+from velodrome.data.mixing import soft_labels
+from velodrome.data.reading import Reader
+from velodrome.data.streams import ORDER, generator, to_device
+from velodrome.errors import ConfigError
 
 
 class Kind(NamedTuple):
@@ -30,39 +37,56 @@ class Epoch:
         loader: whose images.
         number: of the epoch, from 0.
         order: (N,) int64 on the device, the image at each position of the epoch.
+        order_on_host: the same, for images that do not lie on the device.
         tables: augmentation of the image at each position, on the device.
     """
 
     loader: Loader
     number: int
     order: Tensor
+    order_on_host: NDArray[np.int64]
     tables: aug.Tables
 
     def __len__(self) -> int:
         return self.loader.steps_per_epoch
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) float32 channels_last, augmented and scaled, and labels (B,) int64."""
+        """Images (B, 3, H, W) float32 channels_last, augmented and scaled, and their labels.
+
+        Labels are (B,) int64; where images are mixed, (B, classes) float32, the share of each class.
+        """
         return self.batch(step, self.loader.kind(self.number, step).side)
 
     def batch(self, step: int, side: int | None) -> tuple[Tensor, Tensor]:
         """The batch of a step, its images scaled to `side` pixels; not at all if that is None."""
         start = step * self.loader.batch_size
         stop = min(start + self.loader.batch_size, len(self.order))
-        return self.loader.make(self.order[start:stop], self.tables.rows(start, stop), side)
+        picked, images = self.order[start:stop], self.loader.images_u8
+        if isinstance(images, Reader):
+            following = self.order_on_host[stop : stop + self.loader.batch_size]
+            images_u8 = images.read(self.order_on_host[start:stop], following if len(following) else None)
+        else:
+            images_u8 = images[picked]
+        return self.loader.make(images_u8, picked, self.tables.rows(start, stop), side)
 
     def batch_of(self, rows: Tensor, side: int | None) -> tuple[Tensor, Tensor]:
-        """The same of the positions `rows` (B,) int64 of the epoch, which lie on the device."""
-        return self.loader.make(self.order[rows], self.tables.at(rows), side)
+        """The same of the positions `rows` (B,) int64 of the epoch, which lie on the device.
+
+        Where images lie there too, the host need not know the rows.
+        """
+        picked, images = self.order[rows], self.loader.images_u8
+        images_u8 = images.read(picked.cpu().numpy()) if isinstance(images, Reader) else images[picked]
+        return self.loader.make(images_u8, picked, self.tables.at(rows), side)
 
     def take_over(self, other: Epoch) -> None:
         """Let the tensors hold the order and the tables of another epoch; they stay where they are."""
         self.order.copy_(other.order)
+        self.order_on_host[:] = other.order_on_host
         self.tables.take_over(other.tables)
 
 
 class Loader:
-    """Training batches from images that lie on the device.
+    """Training batches from images that lie on the device or, where there are too many for that, in a file.
 
     The order and the augmentation of an epoch are a function of (seed, epoch) alone. The last batch of an
     epoch is kept even where it is smaller, unless `drop_last` is set.
@@ -73,12 +97,16 @@ class Loader:
         augment: what is done to each image.
         batch_size: images a step.
         seed: of the run.
-        device: where images lie and batches are made.
+        device: where batches are made; images lie there too, unless they are `MappedImages`.
         epochs: of the run, over which its `resolutions` are spread; later ones keep the last.
         drop_last: leave out the last batch of each epoch where it is smaller than the others.
+        side: of training images in pixels, where they are stored in another size; else their own.
+        balance: "sampling" draws rare classes as often as the others, "weights" has `class_weights`, "none"
+            neither.
+        steps: of the run, where its last epoch is cut short.
 
     Raises:
-        ConfigError: the augmentation does not fit the size of the images.
+        ConfigError: the augmentation does not fit the size of the images, or there is nothing to mix with.
     """
 
     def __init__(
@@ -91,24 +119,58 @@ class Loader:
         device: torch.device,
         epochs: int = 1,
         drop_last: bool = False,
+        *,
+        side: int | None = None,
+        balance: str = "none",
+        steps: int | None = None,
     ) -> None:
         self.device = device
-        self.images_u8 = torch.from_numpy(images.images_u8).to(device)  # (N, H, W, 3) uint8
+        self.images_u8 = _at_hand(images.images_u8, device)  # (N, H, W, 3) uint8
+        self.stored_size = images.images_u8.shape[1], images.images_u8.shape[2]
+        self.labels_on_host = images.labels
         self.labels = torch.from_numpy(images.labels).to(device)  # (N,) int64
+        self.classes = len(images.classes)
         self.normalisation = normalisation
         self.augment = augment
         self.batch_size = batch_size
         self.seed = seed
         self.epochs = epochs
         self.drop_last = drop_last
-        _, height, width, _ = images.images_u8.shape
-        aug.check_fits(height, width, augment)
+        self.side = side
+        self.balance = balance
+        self.steps = steps
+        weights = class_weights(images.labels, self.classes) if balance == "weights" else None
+        # (classes,) float32, by which the loss of each image is weighed; None where that changes nothing
+        self.class_weights = None if weights is None else torch.from_numpy(weights).to(device)
+        aug.check_fits(*self.size, augment)
+        _check_mixing(augment, batch_size)
 
     def with_seed(self, seed: int) -> Loader:
         """A loader of the same images, in another order and with other augmentation."""
         other = copy.copy(self)
         other.seed = seed
         return other
+
+    def spread_over(self, epochs: int, steps: int | None) -> Loader:
+        """A loader of the same batches, whose `resolutions` are spread over other epochs and steps."""
+        other = copy.copy(self)
+        other.epochs, other.steps = epochs, steps
+        return other
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training images in pixels, before `resolutions`."""
+        return self.stored_size if self.side is None else (self.side, self.side)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all images lie on the device."""
+        return isinstance(self.images_u8, Tensor)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the host has a part in making each batch, so that a step is not the device's alone."""
+        return not self.is_resident or self.augment.randaugment > 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,13 +183,23 @@ class Loader:
         """Images in all batches of an epoch."""
         return min(len(self.labels), self.steps_per_epoch * self.batch_size)
 
+    def images_in(self, steps: int) -> int:
+        """Images in the first steps of a run."""
+        epochs, left = divmod(steps, self.steps_per_epoch)
+        return epochs * self.images_per_epoch + left * self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over which `resolutions` are spread."""
+        return steps_in_all(self.epochs, self.steps_per_epoch, self.steps)
+
     def side_at(self, step: int) -> int | None:
         """Height and width in pixels of the images of a step of the run; None for their own."""
         if self.augment.resolutions is None:
-            return None
+            return self.side
         parts = resolution_parts(self.augment.resolutions)
         whole = sum(share for _, share in parts)
-        left = step * whole / (self.epochs * self.steps_per_epoch)
+        left = step * whole / self.total_steps
         for side, share in parts:
             left -= share
             if left < 0:
@@ -144,32 +216,68 @@ class Loader:
 
         Epochs beyond those that the loader knows of have the kinds of the last.
         """
-        per_epoch = self.steps_per_epoch
-        first_step = min(first_step, (self.epochs - 1) * per_epoch)
+        per_epoch, last_epoch = self.steps_per_epoch, (self.total_steps - 1) // self.steps_per_epoch
         found: dict[Kind, int] = {}
-        for step in range(first_step, self.epochs * per_epoch):
+        for step in range(min(first_step, last_epoch * per_epoch), self.total_steps):
             found.setdefault(self.kind(*divmod(step, per_epoch)), step % per_epoch)
         return found
 
-    def make(self, picked: Tensor, tables: aug.Tables, side: int | None) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) float32 channels_last, augmented as the tables say, and labels (B,) int64.
+    def first_images(self, n: int) -> Tensor:
+        """The first n training images, or all where there are fewer, unaugmented: (n, H, W, 3) uint8."""
+        if isinstance(self.images_u8, Reader):
+            images_u8 = self.images_u8.read(np.arange(min(n, len(self.labels))))
+        else:
+            images_u8 = self.images_u8[:n]
+        return images_u8 if self.side is None else aug.resize(images_u8, self.side)
+
+    def make(
+        self, images_u8: Tensor, picked: Tensor, tables: aug.Tables, side: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Images augmented as the tables say, and labels, as `Epoch` has them.
 
         Args:
-            picked: (B,) int64, the images.
+            images_u8: (B, H, W, 3) uint8, as they are stored.
+            picked: (B,) int64, their numbers.
             tables: of the B images.
             side: in pixels, to which they are scaled; None for not at all.
         """
-        images_u8 = self.images_u8[picked]
-        images = aug.apply(images_u8, tables, self.augment, self.normalisation, side)
-        return images, self.labels[picked]
+        images = aug.apply(images_u8, tables, self.augment, self.normalisation, side, self.side)
+        labels = self.labels[picked]
+        if tables.mixing is not None:
+            labels = soft_labels(labels, tables.mixing, self.classes, *images.shape[2:])
+        return images, labels
 
     def epoch(self, epoch: int) -> Epoch:
         """The batches of an epoch, counted from 0."""
-        n, height, width, _ = self.images_u8.shape
-        order = aug.generator(self.seed, epoch, aug.ORDER).permutation(n)
-        tables = aug.draw_tables(n, height, width, self.augment, self.seed, epoch, order)
-        on_device = aug.to_device(torch.from_numpy(order), self.device)
-        return Epoch(self, epoch, on_device, tables.to(self.device))
+        order = draw_order(
+            generator(self.seed, epoch, ORDER), self.labels_on_host, balanced=self.balance == "sampling"
+        )
+        tables = aug.draw_tables(len(order), *self.size, self.augment, self.seed, epoch, order)
+        on_device = to_device(torch.from_numpy(order), self.device)
+        return Epoch(self, epoch, on_device, order, tables.to(self.device))
+
+
+def steps_in_all(epochs: int, steps_per_epoch: int, steps: int | None) -> int:
+    """Optimizer steps in so many epochs, the last of which may be cut short by `steps`."""
+    in_all = epochs * steps_per_epoch
+    return in_all if steps is None else min(steps, in_all)
+
+
+def _at_hand(images_u8: AnyImages, device: torch.device) -> Tensor | Reader:
+    """Images on the device, or what reads them from their file."""
+    if isinstance(images_u8, MappedImages):
+        return Reader(images_u8, device)
+    return torch.from_numpy(images_u8).to(device)
+
+
+def _check_mixing(augment: AugmentSection, batch_size: int) -> None:
+    for key in ("mixup", "cutmix"):
+        if getattr(augment, key) and batch_size == 1:
+            raise ConfigError(
+                f"{key} is {getattr(augment, key):g}, but batch_size is 1, and images are mixed with others "
+                "of their batch.",
+                f"Use a larger --batch-size, or --{key} 0.",
+            )
 
 
 def batches_in_order(

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from velodrome.config import DataSection
+from velodrome.config import DataSection, is_auto, is_own
 from velodrome.data.cifar import PUBLISHED, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
+from velodrome.data.labels import apply_corrections, read_corrections
+from velodrome.data.own_data import Bar, OwnData, Say, blank, blank_own, read_own, resized
 from velodrome.data.shapes import load_shapes
-from velodrome.errors import ConfigError
+from velodrome.errors import ConfigError, VelodromeWarning
 
 # Apart from every other use of the run's seed.
 VALIDATION_STREAM = 1000
+# Where nothing is said: held out for validation, from so many training images on.
+VALIDATION_SHARE, FEWEST_TO_HOLD_OUT = 0.1, 500
 
 
 def resolve_data_root(data_root: Path | None) -> Path:
@@ -28,30 +38,89 @@ def resolve_data_root(data_root: Path | None) -> Path:
     return Path(from_environment).expanduser() if from_environment else Path(pooch.os_cache("velodrome"))
 
 
-def load_splits(data: DataSection, seed: int, *, progress: bool = True) -> Splits:
+def load_splits(data: DataSection, seed: int, *, enlarged: bool = False, progress: bool = True) -> Splits:
     """The images to train on, to choose by and to report on.
 
     Args:
-        data: which images, how many, and the share held out for validation.
-        seed: of the run; fixes which images are held out.
-        progress: show a bar on stderr where something is downloaded.
+        data: which images, how many, of which size, and the share held out for validation.
+        seed: of the run; fixes which images are held out for validation.
+        enlarged: keep own training images larger than the others by a quarter, for random parts of them.
+        progress: say on stderr what takes time.
 
     Raises:
         DataError: images are missing or damaged.
         ConfigError: the validation share leaves no image to train on, or takes none.
     """
+    if is_own(data.data):
+        with telling(progress) as (say, bar):
+            splits = usable_splits(read_own(data, enlarged=enlarged, say=say, bar=bar))
+    else:
+        splits = _load_named(data, progress)
+    if data.labels:
+        splits, changed = apply_corrections(splits, read_corrections(data.labels), data.labels)
+        if progress:
+            sys.stderr.write(f"{changed:,} labels are corrected as {data.labels} says.\n")
+    return _cut_and_split(splits, data, seed)
+
+
+def usable_splits(own: OwnData) -> Splits:
+    """The image sets of own data, if nothing stands against training on them.
+
+    Warns (VelodromeWarning) of what does not, but should be known.
+
+    Raises:
+        DataError: something does; all of it is named at once.
+    """
+    own.findings.raise_errors()
+    assert own.splits is not None, "there are no errors"
+    for line in own.findings.warnings():
+        warnings.warn(line, VelodromeWarning, stacklevel=2)
+    return replace(own.splits, found=own.to_dict())
+
+
+def _load_named(data: DataSection, progress: bool) -> Splits:
     if data.data == "shapes":
         train, test = load_shapes()
     else:
         root = resolve_data_root(data.data_root)
         train, test = load_cifar(data.data, root, progress=progress)
-    return _cut_and_split(train, test, data, seed)
+    if not is_auto(data.image_size):
+        train, test = (
+            replace(images, images_u8=resized(images.images_u8[:], data.image_size, data.image_fit))
+            for images in (train, test)
+        )
+    return Splits(data.data, train, None, test)
+
+
+@contextmanager
+def telling(progress: bool) -> Iterator[tuple[Say, Bar]]:
+    """What to tell about slow work, and a bar on stderr; nothing without `progress`."""
+    bars: list[tqdm[Any]] = []
+
+    def say(line: str) -> None:
+        if progress:
+            sys.stderr.write(f"{line}\n")
+
+    def bar(done: int, total: int) -> None:
+        if not bars:
+            # Where nobody looks, a line would come with every step.
+            quiet = not progress or not sys.stderr.isatty()
+            bars.append(tqdm(total=total, unit=" images", desc="preparing", disable=quiet, leave=False))
+        bars[-1].update(done - bars[-1].n)
+
+    try:
+        yield say, bar
+    finally:
+        for one in bars:
+            one.close()
 
 
 def fetch_first(data: DataSection) -> str | None:
     """What `load_splits` would put on the disk before it can read, in words; None where nothing."""
     if data.data == "shapes":
         return None
+    if is_own(data.data):
+        return "would be prepared first, once"
     root = resolve_data_root(data.data_root)
     archive = PUBLISHED[data.data].archive
     if (root / archive.folder).is_dir():
@@ -62,21 +131,22 @@ def fetch_first(data: DataSection) -> str | None:
 
 
 def blank_splits(data: DataSection, seed: int) -> Splits:
-    """Black images in the number and size of a CIFAR data set, to plan with where it is not there yet."""
+    """Black images in the number and size of a data set, to plan with where it is not there yet."""
+    if is_own(data.data):
+        return _cut_and_split(blank_own(data), data, seed)
     classes = tuple(f"class {number}" for number in range(10 if data.data == "cifar10" else 100))
-    train, test = (_blank(count, classes) for count in (50_000, 10_000))
-    return _cut_and_split(train, test, data, seed)
+    side = 32 if is_auto(data.image_size) else data.image_size
+    train, test = (blank(np.arange(count) % len(classes), classes, side) for count in (50_000, 10_000))
+    return _cut_and_split(Splits(data.data, train, None, test), data, seed)
 
 
-def _blank(count: int, classes: tuple[str, ...]) -> ImageSet:
-    labels = np.arange(count) % len(classes)
-    return ImageSet(np.zeros((count, 32, 32, 3), np.uint8), labels, classes, [""] * count)
-
-
-def _cut_and_split(train: ImageSet, test: ImageSet, data: DataSection, seed: int) -> Splits:
-    train, test = _limited(train, data.limit_train), _limited(test, data.limit_test)
-    splits = Splits(data.data, train, None, test)
-    return _hold_out(splits, data.val_fraction, seed) if data.val_fraction else splits
+def _cut_and_split(splits: Splits, data: DataSection, seed: int) -> Splits:
+    train, test = _limited(splits.train, data.limit_train), _limited(splits.test, data.limit_test)
+    splits = replace(splits, train=train, test=test)
+    share = data.val_fraction
+    if is_auto(share):
+        share = VALIDATION_SHARE if len(train) >= FEWEST_TO_HOLD_OUT else 0.0
+    return _hold_out(splits, share, seed) if share and splits.val is None else splits
 
 
 def _limited(images: ImageSet, limit: int | None) -> ImageSet:

@@ -8,25 +8,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from velodrome.data.augment import normalise
 from velodrome.data.imageset import ImageSet, ImagesU8, Normalisation
 from velodrome.data.loader import Loader
+from velodrome.data.mixing import main_labels
 from velodrome.evaluation.gradcam import DEFAULT_LAYER, gradcam
 from velodrome.evaluation.mistakes import best_of_each_class, choose_for_gallery
+from velodrome.evaluation.sprites import (
+    LARGEST_WITHOUT_LOSS,
+    Plan,
+    columns_for,
+    plan_page,
+    sprite,
+    tile_of,
+    tiles,
+)
 from velodrome.run.answers import Answers
 from velodrome.run.folder import RunFolder, write_atomically, write_json, writing
 
 SAMPLES_PER_CLASS = 10
 AUGMENTED_IMAGES = 40
 SPRITE_COLUMNS = 40
-MOST_MISTAKES = 1500
-FEWEST_MISTAKES = 500
-# Of 32x32 pixels, this many take about 3.4 MB, so that a page with all of them stays below 6 MB.
-MOST_IMAGES = 2000
-BEST_OF_A_CLASS = 3
+# Large images are looked at so many at a time; a multiple of the batches that their maps are made in.
+BLOCK = 500
+# Of an image made smaller, a map has one position for so many pixels, as that of layer2 has of a whole one.
+PIXELS_A_POSITION = 4
 
 
 def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
@@ -40,27 +49,39 @@ def write_samples(folder: RunFolder, images: ImageSet, loader: Loader) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    chosen = samples_of_each_class(images)
     _, height, width, _ = images.images_u8.shape
-    rows = np.zeros((len(chosen), SAMPLES_PER_CLASS, height, width, 3), np.uint8)
+    plan = plan_page(len(images.classes), (height, width))
+    chosen = samples_of_each_class(images, plan.samples)[: plan.classes]
+    rows = np.zeros((len(chosen), plan.samples, *plan.tile, 3), np.uint8)
     for row, indices in zip(rows, chosen, strict=True):
-        row[: len(indices)] = images.images_u8[indices]
+        row[: len(indices)] = tiles(images.images_u8[indices], plan.tile)
+    columns = plan.samples * columns_for(len(rows), plan.tile[0])
     augmented, labels = augmented_batch(loader)
+    seen = tiles(augmented, tile_of(augmented.shape[1:3]))
     _make_room(folder, folder.samples)
-    write_atomically(folder.samples_image, sprite(rows.reshape(-1, height, width, 3), SAMPLES_PER_CLASS))
-    write_atomically(folder.augmented_image, sprite(augmented, SAMPLES_PER_CLASS))
+    sheet = sprite(rows.reshape(-1, *plan.tile, 3), columns, lossless=plan.is_lossless)
+    write_atomically(folder.samples_image, sheet)
+    write_atomically(folder.augmented_image, sprite(seen, SAMPLES_PER_CLASS, lossless=_is_small(augmented)))
     about = {
-        "image_size": [height, width],
-        "classes": list(images.classes),
-        "columns": SAMPLES_PER_CLASS,
+        "image_size": list(plan.tile),
+        "classes": list(images.classes[: plan.classes]),
+        "all_classes": len(images.classes),
+        "columns": columns,
+        "samples": plan.samples,
         "counts": [len(indices) for indices in chosen],
         "augmented": {
-            "image_size": list(augmented.shape[1:3]),
+            "image_size": list(seen.shape[1:3]),
             "columns": SAMPLES_PER_CLASS,
             "labels": [images.classes[label] for label in labels.tolist()],
         },
     }
     write_json(folder.samples, about)
+
+
+def _is_small(images_u8: ImagesU8) -> bool:
+    """Whether nothing is lost of images of this size, (N, H, W, 3)."""
+    _, height, width, _ = images_u8.shape
+    return bool(max(height, width) <= LARGEST_WITHOUT_LOSS)
 
 
 def _make_room(folder: RunFolder, about: Path) -> None:
@@ -70,17 +91,20 @@ def _make_room(folder: RunFolder, about: Path) -> None:
         about.unlink(missing_ok=True)
 
 
-def samples_of_each_class(images: ImageSet) -> list[NDArray[np.int64]]:
-    """Indices of the first images of each class, at most ten of each."""
+def samples_of_each_class(images: ImageSet, n: int = SAMPLES_PER_CLASS) -> list[NDArray[np.int64]]:
+    """Indices of the first `n` images of each class, or as many as there are."""
     labels = range(len(images.classes))
-    return [np.flatnonzero(images.labels == label)[:SAMPLES_PER_CLASS] for label in labels]
+    return [np.flatnonzero(images.labels == label)[:n] for label in labels]
 
 
 def augmented_batch(loader: Loader) -> tuple[ImagesU8, NDArray[np.int64]]:
-    """The first images as the network sees them in the first epoch, at most 40, and their labels."""
+    """The first images as the network sees them in the first epoch, at most 40, and their labels.
+
+    Where images are mixed, the label is the class with the larger share.
+    """
     batch, labels = loader.epoch(0)[0]
     images_u8 = denormalise(batch[:AUGMENTED_IMAGES], loader.normalisation)
-    return images_u8, labels[:AUGMENTED_IMAGES].cpu().numpy()
+    return images_u8, main_labels(labels[:AUGMENTED_IMAGES]).cpu().numpy()
 
 
 def write_mistakes(
@@ -100,7 +124,7 @@ def write_mistakes(
         folder: of the run.
         images: that were answered.
         answers: for these images; where there are more mistakes than the gallery holds, every confused pair
-            keeps its share.
+            keeps its share. The larger the images, the fewer it holds, and the smaller it shows them.
         network: on `device`.
         normalisation: of the training images.
         device: where to compute the maps.
@@ -111,27 +135,45 @@ def write_mistakes(
         ConfigError: the network has no such stage.
         RunError: the folder cannot be written.
     """
-    of_classes = (SAMPLES_PER_CLASS + BEST_OF_A_CLASS) * len(answers.classes)
-    most = min(MOST_MISTAKES, max(FEWEST_MISTAKES, MOST_IMAGES - of_classes))
-    mistakes = choose_for_gallery(answers, most)
-    indices = np.concatenate([mistakes, best_of_each_class(answers, BEST_OF_A_CLASS)])
-    shown = images.images_u8[indices]
-    targets = np.stack([answers.predictions[indices], answers.labels[indices]], 1)
-    maps = maps_of(network, shown, targets, normalisation, device=device, precision=precision, layer=layer)
+    _, height, width, _ = images.images_u8.shape
+    plan = plan_page(len(answers.classes), (height, width))
+    best = best_of_each_class(answers, plan.best)
+    best = best[answers.labels[best] < plan.classes]
+    indices = np.concatenate([choose_for_gallery(answers, plan.mistakes), best])
+
+    def shown(part: NDArray[np.int64]) -> tuple[ImagesU8, NDArray[np.uint8]]:
+        large = images.images_u8[part]
+        targets = np.stack([answers.predictions[part], answers.labels[part]], 1)
+        maps = maps_of(
+            network, large, targets, normalisation, device=device, precision=precision, layer=layer
+        )
+        return tiles(large, plan.tile), as_bytes(maps if plan.is_lossless else _coarse(maps, plan))
+
+    parts = [shown(indices[start : start + BLOCK]) for start in range(0, max(1, len(indices)), BLOCK)]
+    pictures, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     array = io.BytesIO()
-    np.save(array, as_bytes(maps))
+    np.save(array, maps)
     _make_room(folder, folder.mistakes)
-    write_atomically(folder.mistakes_image, sprite(shown, SPRITE_COLUMNS))
+    write_atomically(folder.mistakes_image, sprite(pictures, SPRITE_COLUMNS, lossless=plan.is_lossless))
     write_atomically(folder.maps, array.getvalue())
     about = {
         "layer": layer,
-        "image_size": list(shown.shape[1:3]),
+        "image_size": list(plan.tile),
         "map_size": list(maps.shape[2:]),
         "mistakes": len(answers.wrong),
         "columns": SPRITE_COLUMNS,
         "indices": indices.tolist(),
     }
     write_json(folder.mistakes, about)
+
+
+def _coarse(maps: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    """Maps with at most as many positions as can be told apart in a tile: (N, K, h, w) float32."""
+    height, width = (
+        min(now, -(-side // PIXELS_A_POSITION)) for now, side in zip(maps.shape[2:], plan.tile, strict=True)
+    )
+    coarse: NDArray[np.float32] = adaptive_avg_pool2d(torch.from_numpy(maps), (height, width)).numpy()
+    return coarse
 
 
 def maps_of(
@@ -168,15 +210,3 @@ def denormalise(images: Tensor, normalisation: Normalisation) -> ImagesU8:
     pixels = images.permute(0, 2, 3, 1).float() * std + mean
     images_u8: ImagesU8 = (255 * pixels).round().clamp(0, 255).byte().cpu().numpy()
     return images_u8
-
-
-def sprite(images_u8: ImagesU8, columns: int) -> bytes:
-    """All images in one, `columns` in a row, as a lossless WebP file: (N, H, W, 3) uint8."""
-    n, height, width, _ = images_u8.shape
-    rows = max(1, -(-n // columns))
-    sheet = np.zeros((rows * columns, height, width, 3), np.uint8)
-    sheet[:n] = images_u8
-    grid = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2)  # (rows, H, columns, W, 3)
-    file = io.BytesIO()
-    Image.fromarray(grid.reshape(rows * height, columns * width, 3)).save(file, "WEBP", lossless=True)
-    return file.getvalue()

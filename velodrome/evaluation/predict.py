@@ -88,6 +88,7 @@ class Classifier(nn.Module):
         classes: the class names, in the order of the logits.
         normalisation: constants of the images that it was trained on.
         image_size: (height, width) in pixels.
+        image_fit: how files of another shape are brought to it: "crop", "pad" or "squash".
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Classifier(nn.Module):
         classes: Sequence[str],
         normalisation: Normalisation,
         image_size: tuple[int, int],
+        image_fit: str = "crop",
     ) -> None:
         super().__init__()
         self.network = network
         self.classes = tuple(classes)
         self.normalisation = normalisation
         self.image_size = image_size
+        self.image_fit = image_fit
 
     def forward(self, images_u8: Tensor) -> Tensor:
         """Logits of raw images.

@@ -175,7 +175,7 @@ def answers_of(trained: Trained, images: ImageSet) -> tuple[Tensor, Tensor]:
     unsure = certainty.argsort()[: math.ceil(UNSURE_SHARE * len(images))].sort().values
     asked = images.take(unsure.numpy())
     here = (logits[unsure] + answer(asked, mirrored=True)) / 2
-    moved = [replace(asked, images_u8=shifted(asked.images_u8, pixels)) for pixels in (-1, 1)]
+    moved = [replace(asked, images_u8=shifted(asked.images_u8[:], pixels)) for pixels in (-1, 1)]
     there = [answer(views, mirrored=mirrored) for views in moved for mirrored in (False, True)]
     with_views = logits.clone()
     with_views[unsure] = here / 2 + torch.stack(there).mean(0) / 2

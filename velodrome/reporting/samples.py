@@ -13,6 +13,10 @@ from velodrome.run.folder import RunFolder
 
 # Of more classes than this the samples start folded.
 MANY_CLASSES = 20
+# A strip is as wide as so many samples.
+PLACES = 10
+# Pixels of images up to this side, in pixels, are shown as squares.
+LARGEST_WITH_SQUARES = 48
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,19 @@ class Sprite:
     columns: int
     rows: int
 
+    @property
+    def is_smooth(self) -> bool:
+        """Whether its pixels are too small to be shown as squares."""
+        return max(self.width, self.height) > LARGEST_WITH_SQUARES
+
 
 @dataclass(frozen=True)
 class Strip:
-    """Samples of a class: its name, how many they are, and in which row of the sprite."""
+    """Samples of a class: its name, how many they are, and where in the sprite the first is, in images."""
 
     name: str
     count: int
+    column: int
     row: int
 
 
@@ -56,14 +66,21 @@ class Tile:
 class Samples:
     """Training images of each class, and the first batch as the network saw it.
 
-    `augmented` is None where it cannot be shown, and `note` says why.
+    `augmented` is None where it cannot be shown, and `note` says why. Of very many classes `strips` are the
+    first; `classes` is how many there are.
     """
 
     images: Sprite
     strips: tuple[Strip, ...]
+    classes: int
     augmented: Sprite | None
     tiles: tuple[Tile, ...]
     note: str | None
+
+    @property
+    def places(self) -> int:
+        """How many samples a strip has room for."""
+        return max(PLACES, *(strip.count for strip in self.strips))
 
     @property
     def are_many(self) -> bool:
@@ -83,17 +100,22 @@ def gather_samples(folder: RunFolder) -> Samples:
     columns = whole(found.get("columns"))
     if not classes or columns is None or len(counts) != len(classes):
         raise damaged(folder, folder.samples, "classes, counts and columns do not belong together")
+    # Runs of earlier versions have the samples of one class in a row.
+    most = min(columns, whole(found.get("samples")) or columns)
+    across = columns // most
     strips = tuple(
-        Strip(text.words(name), min(columns, whole(count) or 0), row)
-        for row, (name, count) in enumerate(zip(classes, counts, strict=True))
+        Strip(text.words(name), min(most, whole(count) or 0), place % across * most, place // across)
+        for place, (name, count) in enumerate(zip(classes, counts, strict=True))
     )
-    sprite = Sprite(read_image(folder, folder.samples_image), width, height, columns, len(classes))
+    rows = -(-len(classes) // across)
+    sprite = Sprite(read_image(folder, folder.samples_image), width, height, columns, rows)
+    in_all = max(len(classes), whole(found.get("all_classes")) or 0)
     try:
         same_size: dict[str, Any] = {"image_size": [height, width]}
         augmented, tiles = _augmented(folder, same_size | dict(mapping(found.get("augmented"))))
-        return Samples(sprite, strips, augmented, tiles, None)
+        return Samples(sprite, strips, in_all, augmented, tiles, None)
     except Gap as gap:
-        return Samples(sprite, strips, None, (), str(gap))
+        return Samples(sprite, strips, in_all, None, (), str(gap))
 
 
 def _augmented(folder: RunFolder, found: Mapping[str, Any]) -> tuple[Sprite, tuple[Tile, ...]]:

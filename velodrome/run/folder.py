@@ -52,6 +52,8 @@ class RunFolder:
         self.lr_find = path / "lr_find.json"
         self.lr_find_figure = path / "lr_find.png"
         self.lr_schedule_figure = path / "lr_schedule.png"
+        self.data_check = path / "data_check.json"  # of own images
+        self.contact_sheet = path / "contact_sheet.png"
         self.predictions = path / "predictions.csv"
         self.probabilities = path / "probabilities.npy"
         self.evaluation = path / "evaluation.json"

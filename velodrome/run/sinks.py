@@ -15,7 +15,16 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from velodrome.events import CheckpointSaved, EpochDone, Event, RunStarted, StepDone, WarmedUp, to_json
+from velodrome.events import (
+    CheckpointSaved,
+    EpochDone,
+    Event,
+    RunStarted,
+    StepDone,
+    StoppedEarly,
+    WarmedUp,
+    to_json,
+)
 from velodrome.run.folder import HISTORY_COLUMNS, RunFolder, write_atomically, writing
 
 # Asking the device for figures makes it wait; this often is not felt, and smooth enough for the eye.
@@ -122,7 +131,7 @@ class PlainDisplay:
     def handle(self, event: Event) -> None:
         """Print what is worth a line."""
         if isinstance(event, RunStarted):
-            self._epochs, self._steps = event.epochs, event.epochs * event.steps_per_epoch
+            self._epochs, self._steps = event.epochs, event.total_steps
             self._pace.start(event.step)
             self._first_step = event.step
             self._say(started_line(event))
@@ -135,6 +144,8 @@ class PlainDisplay:
         elif isinstance(event, EpochDone):
             self._say(epoch_row(event, self._epochs))
             self._last_line_s = time.monotonic()
+        elif isinstance(event, StoppedEarly):
+            self._say(stopped_early_line(event))
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -179,6 +190,8 @@ class LiveDisplay:
                 self._step(event)
             elif isinstance(event, EpochDone) and self._started:
                 self._print(epoch_row(event, self._started.epochs))
+            elif isinstance(event, StoppedEarly):
+                self._print(stopped_early_line(event))
 
     def close(self) -> None:
         """Remove the bar and leave the table."""
@@ -211,7 +224,7 @@ class LiveDisplay:
         self._last_refresh_s = now
         loss, accuracy = self._read()
         per_epoch = self._started.steps_per_epoch
-        done, total = event.step + 1, self._started.epochs * per_epoch
+        done, total = event.step + 1, self._started.total_steps
         speed = self._pace.steps_per_s(done) * self._started.train_images / per_epoch
         figures = (
             f"loss {loss:.3f}  acc {percent(accuracy)}  lr {event.lr:.2g}  {speed:.0f} images/s  "
@@ -297,6 +310,13 @@ def started_line(event: RunStarted) -> str:
 def warmed_up_line(event: WarmedUp) -> str:
     """How long it took until the first step could begin."""
     return f"warmed up in {duration(event.seconds)}, which is no part of training"
+
+
+def stopped_early_line(event: StoppedEarly) -> str:
+    """Why training ends after this epoch."""
+    return (
+        f"no lower validation loss since epoch {event.best_epoch}, so training ends after epoch {event.epoch}"
+    )
 
 
 def percent(share: float | None) -> str:

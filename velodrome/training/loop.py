@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,10 @@ from velodrome.data.loader import Loader
 from velodrome.device import synchronize
 from velodrome.errors import TrainingError
 from velodrome.events import EpochDone, StepDone, WarmedUp
+from velodrome.training.freezing import freeze_body, stages
+from velodrome.training.schedule import cut_short, steps_in_epoch
 from velodrome.training.state import Progress, TrainState
-from velodrome.training.step import make_step
+from velodrome.training.step import Step, make_step
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,16 @@ def fit(
     score: Callable[[nn.Module], Scores],
     compiled: bool = False,
 ) -> Iterator[WarmedUp | StepDone | EpochDone]:
-    """Train `state` to the end of `train.epochs`, from wherever it stands.
+    """Train `state` to the end of `train.epochs` or to `train.steps`, from wherever it stands.
 
-    Nothing in the loop over steps waits for the device, so a GPU never runs dry. A step whose loss is not
-    finite changes no weights; that is decided on the device and read with the figures of the epoch.
+    In the first `train.freeze_epochs` only the classifier learns; a step for all parameters is made after
+    them.
 
     Args:
         state: the network, its optimizer and how far they are; changed in place.
         loader: training batches, on the network's device.
         lr_at: learning rate of a step, counted from 0 over the whole run.
-        train: epochs, label smoothing and the L1 penalty.
+        train: epochs, steps, label smoothing and the L1 penalty.
         precision: "fp32", "bf16" or "fp16".
         seed: of the run; with the step it fixes dropout.
         score: judges the network after each epoch.
@@ -58,31 +60,54 @@ def fit(
             they have dropout or gradient scaling.
 
     Yields:
-        On a GPU, and wherever it is compiled, a WarmedUp before the first step; a StepDone after each step,
-        an EpochDone after each epoch.
+        On a GPU, and wherever it is compiled, a WarmedUp before the first step, and again where the body has
+        thawed; a StepDone after each step, an EpochDone after each epoch.
 
     Raises:
         TrainingError: a loss was not finite; raised at the end of that epoch at the latest.
+        ConfigError: all epochs together have fewer steps than `train.steps`.
     """
-    device = loader.device
-    step, warm_up_s = make_step(state, train, loader, precision=precision, seed=seed, compiled=compiled)
-    if warm_up_s is not None:
-        yield WarmedUp(warm_up_s)
-    for epoch in range(state.epoch, train.epochs):
-        before_s, steps_before = state.clock.elapsed_s(), state.meter.done
-        state.clock.start()
-        batches = loader.epoch(epoch)
-        state.model.train()
-        for index in range(state.meter.done, len(batches)):
-            lr = lr_at(state.step)
-            step(batches, index, lr)
-            state.step += 1
-            yield StepDone(state.step - 1, epoch, lr)
-        synchronize(device)
-        state.clock.stop()
-        trained = int(state.meter.images[steps_before:].sum())
-        images_per_s = trained / max(state.clock.elapsed_s() - before_s, 1e-9)
-        yield _end_epoch(state, lr_at, score(state.model), images_per_s)
+    train = cut_short(train, loader.steps_per_epoch)
+    try:
+        for epochs, frozen in stages(train, state.epoch):
+            freeze_body(state.model, state.optimizer, frozen=frozen)
+            step, warm_up_s = make_step(
+                state, train, loader, precision=precision, seed=seed, compiled=compiled
+            )
+            if warm_up_s is not None:
+                yield WarmedUp(warm_up_s)
+            for epoch in epochs:
+                steps = steps_in_epoch(train, epoch, loader.steps_per_epoch)
+                images_per_s = yield from _train_epoch(state, step, loader, lr_at, epoch, steps)
+                yield _end_epoch(state, lr_at, score(state.model), images_per_s)
+    finally:
+        freeze_body(state.model, state.optimizer, frozen=False)
+
+
+def _train_epoch(
+    state: TrainState, step: Step, loader: Loader, lr_at: Callable[[int], float], epoch: int, steps: int
+) -> Generator[StepDone, None, float]:
+    """Take the steps that are left of an epoch.
+
+    Nothing in the loop waits for the device, so a GPU never runs dry. A step whose loss is not finite changes
+    no weights; that is decided on the device and read with the figures of the epoch.
+
+    Returns:
+        Images a second.
+    """
+    before_s, steps_before = state.clock.elapsed_s(), state.meter.done
+    state.clock.start()
+    batches = loader.epoch(epoch)
+    state.model.train()
+    for index in range(state.meter.done, steps):
+        lr = lr_at(state.step)
+        step(batches, index, lr)
+        state.step += 1
+        yield StepDone(state.step - 1, epoch, lr)
+    synchronize(loader.device)
+    state.clock.stop()
+    trained = int(state.meter.images[steps_before:].sum())
+    return trained / max(state.clock.elapsed_s() - before_s, 1e-9)
 
 
 def _end_epoch(

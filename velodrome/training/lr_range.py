@@ -115,12 +115,11 @@ def sweep_recipe(
     Yields:
         The curve so far, now and then; the last one is the result.
     """
-    epochs = -(-len(lrs) // loader.steps_per_epoch)
     events = fit(
         state,
         loader,
         lambda step: float(lrs[min(step, len(lrs) - 1)]),
-        replace(train, epochs=epochs),
+        briefly(train, len(lrs), loader.steps_per_epoch),
         precision=precision,
         seed=seed,
         score=lambda _network: NO_SCORES,
@@ -143,6 +142,14 @@ def sweep_recipe(
         images = per_epoch * len(earlier) + int(state.meter.images[:done].sum())
         right = sum(round(per_epoch * epoch.train_acc) for epoch in earlier)
         yield replace(curve, images=images, right=right + int(state.meter.correct[:done].sum()))
+
+
+def briefly(train: TrainSection, steps: int, steps_per_epoch: int) -> TrainSection:
+    """The section for a trial of so many steps, to the end of the epoch in which the last one is.
+
+    All parameters learn in it, as they do where the learning rate is highest.
+    """
+    return replace(train, epochs=-(-steps // steps_per_epoch), steps=None, freeze_epochs=0)
 
 
 def follow(steps: Iterator[object], read: Callable[[], Sequence[float]], lrs: Values) -> Iterator[Sweep]:

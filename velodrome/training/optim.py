@@ -56,21 +56,28 @@ def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, An
     """What is trained: filters and other hidden weights, the classifier, then biases and batch norm.
 
     Each group has `lr_scale`, by which `set_lr` multiplies. With Muon, the convolutions are `orthogonal`.
+    Where the body learns at a rate of its own, the classifier's bias is a group by itself.
     """
     head = classifier_of(model)
     decayed = decayed_weights(model)
     hidden = [weight for weight in decayed if weight is not head]
     chosen = {id(weight) for weight in decayed}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    bias = [p for p in head_parameters(model) if p.ndim < 2 and train.body_lr_scale != 1]
     groups: list[dict[str, Any]] = [
-        {"params": hidden, "weight_decay": train.weight_decay, "lr_scale": 1.0},
+        {"params": hidden, "weight_decay": train.weight_decay, "lr_scale": train.body_lr_scale},
         {
             "params": [weight for weight in decayed if weight is head],
             "weight_decay": train.weight_decay,
             "lr_scale": train.head_lr_scale,
         },
         {
-            "params": others,
+            "params": [p for p in others if all(p is not own for own in bias)],
+            "weight_decay": train.weight_decay * train.bias_decay_scale,
+            "lr_scale": train.bias_lr_scale * train.body_lr_scale,
+        },
+        {
+            "params": bias,
             "weight_decay": train.weight_decay * train.bias_decay_scale,
             "lr_scale": train.bias_lr_scale,
         },
@@ -82,8 +89,14 @@ def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, An
 
 def classifier_of(model: nn.Module) -> Tensor | None:
     """The weight of the last linear layer, which makes the logits; None where there is no such layer."""
+    parameters = head_parameters(model)
+    return parameters[0] if parameters else None
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Weight and bias of the last linear layer; none where there is no such layer."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].weight if linear else None
+    return list(linear[-1].parameters()) if linear else []
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

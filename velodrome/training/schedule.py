@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from velodrome.config import TrainSection, share_of
+from velodrome.data.loader import steps_in_all
 from velodrome.errors import ConfigError
 
 Anneal = Literal["linear", "cosine"]
@@ -56,17 +57,45 @@ def cosine(step: int, total_steps: int, *, lr_max: float, lr_final: float) -> fl
     return _between(lr_max, lr_final, step / max(total_steps - 1, 1), "cosine")
 
 
+def total_steps(train: TrainSection, steps_per_epoch: int) -> int:
+    """Optimizer steps in the whole run: `steps`, or else those of all epochs."""
+    return steps_in_all(train.epochs, steps_per_epoch, train.steps)
+
+
+def steps_in_epoch(train: TrainSection, epoch: int, steps_per_epoch: int) -> int:
+    """Optimizer steps in an epoch, counted from 0; the last one may be cut short by `steps`."""
+    return max(0, min(steps_per_epoch, total_steps(train, steps_per_epoch) - epoch * steps_per_epoch))
+
+
+def cut_short(train: TrainSection, steps_per_epoch: int) -> TrainSection:
+    """The section without those epochs that its `steps` do not reach.
+
+    Raises:
+        ConfigError: all epochs together have fewer steps.
+    """
+    in_all = train.epochs * steps_per_epoch
+    if train.steps is None:
+        return train
+    if train.steps > in_all:
+        raise ConfigError(
+            f"steps is {train.steps}, but {train.epochs} epochs have {in_all}.",
+            f"Use --steps {in_all} or fewer, or more --epochs.",
+        )
+    return replace(train, epochs=-(-train.steps // steps_per_epoch))
+
+
 def make_schedule(train: TrainSection, steps_per_epoch: int) -> Callable[[int], float]:
     """The schedule of a section in which no learning rate is "auto" any more: step -> learning rate.
 
-    It spans `schedule_epochs`, or else all epochs; every step after that has the learning rate of its last.
+    It spans `schedule_epochs`, or else all epochs, or their first `steps`; every step after that has the
+    learning rate of its last.
 
     Raises:
         ConfigError: a learning rate is still "auto".
     """
-    total_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
-    shape = squeeze_schedule(train, total_steps)
-    return lambda step: shape(min(step, total_steps - 1))
+    span = steps_in_all(train.schedule_epochs or train.epochs, steps_per_epoch, train.steps)
+    shape = squeeze_schedule(train, span)
+    return lambda step: shape(min(step, span - 1))
 
 
 def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[int], float]:
@@ -105,8 +134,14 @@ def extend(train: TrainSection, epochs: int) -> TrainSection:
     They keep the learning rate with which the schedule ends.
 
     Raises:
-        ConfigError: `epochs` are fewer than there are, or the schedule ends at 0, where nothing is learned.
+        ConfigError: `epochs` are fewer than there are, the last one is cut short by `steps`, or the schedule
+            ends at 0, where nothing is learned.
     """
+    if train.steps is not None and epochs > train.epochs:
+        raise ConfigError(
+            f"epochs is {epochs}, but the run ends within epoch {train.epochs}, after {train.steps} steps.",
+            "Start another run, from its weights with --init.",
+        )
     if epochs < train.epochs:
         raise ConfigError(
             f"epochs is {epochs}, but the run has {train.epochs}, and can only be given more.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from velodrome.data.mixing import main_labels
 from velodrome.errors import RunError
 from velodrome.events import EpochDone
 
@@ -47,7 +48,10 @@ class Progress:
 
 
 class Meter:
-    """Loss and number of correct answers of each step of an epoch, kept on the device until asked for."""
+    """Loss and number of correct answers of each step of an epoch, kept on the device until asked for.
+
+    Where images are mixed, the correct answer is the class with the larger share.
+    """
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.loss_sum = torch.zeros(steps, device=device)  # summed over the images of the step
@@ -67,10 +71,10 @@ class Meter:
         Args:
             loss: () float32, mean over the batch.
             logits: (B, classes) float32.
-            labels: (B,) int64.
+            labels: (B,) int64, or (B, classes) float32 shares.
         """
         self.loss_sum[self.done] = loss.detach() * len(labels)
-        self.correct[self.done] = (logits.detach().argmax(1) == labels).sum()
+        self.correct[self.done] = (logits.detach().argmax(1) == main_labels(labels)).sum()
         self.images[self.done] = len(labels)
         self.done += 1
 
@@ -83,7 +87,7 @@ class Meter:
             logits: likewise.
             labels: likewise.
         """
-        correct = (logits.detach().argmax(1) == labels).sum()
+        correct = (logits.detach().argmax(1) == main_labels(labels)).sum()
         self.loss_sum.index_copy_(0, index[None], (loss.detach() * len(labels))[None])
         self.correct.index_copy_(0, index[None], correct[None].to(self.correct.dtype))
         self.images.index_fill_(0, index[None], len(labels))

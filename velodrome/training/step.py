@@ -17,10 +17,11 @@ from velodrome.config import TrainSection
 from velodrome.data.loader import Epoch, Kind, Loader
 from velodrome.device import autocast, synchronize
 from velodrome.errors import VelodromeWarning
+from velodrome.training.freezing import is_frozen
 from velodrome.training.optim import decayed_weights, l1_norm, set_lr, skip_step_where
 from velodrome.training.state import TrainState
 
-Answer = Callable[[nn.Module, Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
+Answer = Callable[[nn.Module, Tensor, Tensor, str, float, Tensor | None], tuple[Tensor, Tensor]]
 # Before a graph is captured, libraries must have chosen their kernels.
 STEPS_BEFORE_CAPTURE = 3
 # Of versions of compiled code that torch keeps, one for each kind of batch, recipe and precision; then it
@@ -29,12 +30,35 @@ MOST_COMPILED = 64
 
 
 def answer(
-    model: nn.Module, images: Tensor, labels: Tensor, precision: str, label_smoothing: float
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    precision: str,
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy () of a batch, and logits (B, classes) without a gradient, both float32."""
     with autocast(images.device, precision):
         logits = model(images).float()
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits.detach()
+    return mean_cross_entropy(logits, labels, label_smoothing, class_weights), logits.detach()
+
+
+def mean_cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    """Cross-entropy of a batch, () float32: its mean, with class weights the weighted mean.
+
+    Args:
+        logits: (B, classes) float32.
+        labels: (B,) int64, or (B, classes) float32 shares.
+        label_smoothing: share of the target spread over all classes.
+        class_weights: (classes,) float32, or None.
+    """
+    if class_weights is None or labels.ndim == 1:
+        return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
+    # With shares torch divides by the number of images, not by their weights.
+    total = F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing, reduction="sum")
+    return total / (labels @ class_weights).sum()
 
 
 class Step:
@@ -48,12 +72,21 @@ class Step:
         precision: "fp32", "bf16" or "fp16".
         seed: of the run; with the step it fixes dropout.
         compiled: run the network and its loss through torch.compile, once for each kind of batch.
+        class_weights: (classes,) float32 on the device, by which the loss of each image is weighed; or None.
     """
 
     def __init__(
-        self, state: TrainState, train: TrainSection, *, precision: str, seed: int, compiled: bool
+        self,
+        state: TrainState,
+        train: TrainSection,
+        *,
+        precision: str,
+        seed: int,
+        compiled: bool,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.state, self.train, self.precision, self.seed = state, train, precision, seed
+        self.class_weights = class_weights
         self.device = next(state.model.parameters()).device
         self.compiled = compiled
         self.penalised = decayed_weights(state.model) if train.l1 else []
@@ -71,7 +104,7 @@ class Step:
     def _learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Change the weights; loss and logits from before."""
         state, smoothing = self.state, self.train.label_smoothing
-        loss, logits = self.answer(state.model, images, labels, self.precision, smoothing)
+        loss, logits = self.answer(state.model, images, labels, self.precision, smoothing, self.class_weights)
         penalty = self.train.l1 * l1_norm(self.penalised) if self.penalised else 0.0
         state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call, unused-ignore]
         skip_step_where(state.optimizer, ~loss.detach().isfinite())
@@ -115,7 +148,7 @@ class TableStep(Step):
         state: as for `Step`; without dropout, whose random numbers a graph would repeat, and without gradient
             scaling.
         train: as for `Step`.
-        loader: whose batches the run has.
+        loader: whose batches the run has; without a part for the host in making them.
         precision: as for `Step`.
         seed: likewise.
         compiled: likewise.
@@ -131,7 +164,14 @@ class TableStep(Step):
         seed: int,
         compiled: bool,
     ) -> None:
-        super().__init__(state, train, precision=precision, seed=seed, compiled=compiled)
+        super().__init__(
+            state,
+            train,
+            precision=precision,
+            seed=seed,
+            compiled=compiled,
+            class_weights=loader.class_weights,
+        )
         self.loader = loader
         # The tensors stay, and hold one epoch after another.
         self.tables, self.tables_of = loader.epoch(state.epoch), state.epoch
@@ -200,8 +240,9 @@ def make_step(
 ) -> tuple[Step, float | None]:
     """A step in the fastest form that is safe, warmed up where it is compiled or runs on a GPU.
 
-    Compiled for a GPU, it is captured too, unless it has dropout or gradient scaling, or the capture fails,
-    of which a VelodromeWarning tells.
+    Compiled for a GPU, it is captured too, unless it has dropout or gradient scaling, the body is frozen, the
+    host has a part in making batches (it sorts them for RandAugment, and reads images that do not lie on the
+    GPU), or the capture fails, of which a VelodromeWarning tells.
 
     Args:
         state: as for `Step`.
@@ -215,11 +256,11 @@ def make_step(
         The step, and the seconds that warming up took, None where it was not needed.
     """
     on_gpu = loader.device.type == "cuda"
-    plain = Step(state, train, precision=precision, seed=seed, compiled=compiled)
+    weights = loader.class_weights
+    plain = Step(state, train, precision=precision, seed=seed, compiled=compiled, class_weights=weights)
     if state.epoch >= train.epochs or not (compiled or on_gpu):
         return plain, None
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in state.model.modules())
-    if compiled and on_gpu and not drops and not state.scaler.is_enabled():
+    if compiled and on_gpu and _can_be_captured(state, loader):
         try:
             captured = TableStep(state, train, loader, precision=precision, seed=seed, compiled=True)
             return captured, captured.warm_up(loader)
@@ -228,6 +269,12 @@ def make_step(
             message = f"The steps cannot be captured as CUDA graphs, so they are only compiled: {reason}"
             warnings.warn(message, VelodromeWarning, stacklevel=2)
     return plain, plain.warm_up(loader)
+
+
+def _can_be_captured(state: TrainState, loader: Loader) -> bool:
+    """Whether a step is the same work each time, all of it on the device."""
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in state.model.modules())
+    return not (drops or state.scaler.is_enabled() or loader.needs_host or is_frozen(state.optimizer))
 
 
 def _many_versions() -> contextlib.AbstractContextManager[None]:

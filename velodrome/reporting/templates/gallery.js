@@ -189,10 +189,16 @@
   function pane(at, which, label, role, ...caption) {
     const canvas = make("canvas", { role: "img", "aria-label": label, "data-at": at, "data-which": which });
     const scale = Math.max(1, Math.round(192 / Math.max(data.image.height, data.image.width)));
+    canvas.classList.toggle("smooth", isSmooth());
     canvas.height = data.image.height * scale;
     canvas.width = data.image.width * scale;
     draw(canvas);
     return make("figure", { class: `pane ${role}` }, canvas, make("figcaption", {}, make("span", {}, role), ...caption));
+  }
+
+  // Pixels of small images are shown as squares; those of larger ones are too small for that.
+  function isSmooth() {
+    return Math.max(data.image.height, data.image.width) > 48;
   }
 
   function map(at, which) {
@@ -208,7 +214,7 @@
     const { height, width, columns } = data.image;
     const context = canvas.getContext("2d");
     context.globalAlpha = 1;
-    context.imageSmoothingEnabled = false;
+    context.imageSmoothingEnabled = isSmooth();
     // Under a map the image is grey, so that none of its colours can be taken for the map's.
     context.filter = which < 0 ? "none" : "grayscale(1) brightness(0.85)";
     context.drawImage(sprite, at % columns * width, Math.floor(at / columns) * height, width, height, 0, 0, canvas.width, canvas.height);

@@ -1,0 +1,151 @@
+"""As many steps as fit into a given time: measured on a throwaway copy, then fixed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from velodrome.config import seconds_of
+from velodrome.device import synchronize
+from velodrome.errors import ConfigError
+from velodrome.job import Job, score_on
+from velodrome.training.freezing import freeze_body
+from velodrome.training.step import Step, make_step
+
+# How long a measurement is, in seconds, unless that is more than this share of the time given.
+LONG_ENOUGH_S, MOST_TO_MEASURE = 4.0, 0.05
+FEWEST_STEPS = 10
+# Seconds that writing the run folder and drawing its page take; measured on two cores.
+PAGE_S = 1.5
+# Passes over the test images that the results take: plain, mirrored, and the heat maps of the mistakes.
+PASSES = 3.0
+# Images on which the speed of answers is measured.
+ANSWERS = 500
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a run costs.
+
+    Attributes:
+        step_s: seconds a step, the mean over all sizes of images that the run has.
+        saved_s: seconds less for each step of the first epochs, in which only the classifier learns.
+        epoch_s: seconds after each epoch, for scores.
+        finish_s: seconds after the last, for the results and the page.
+    """
+
+    step_s: float
+    saved_s: float
+    epoch_s: float
+    finish_s: float
+
+
+def fit_to_budget(job: Job, spent_s: float) -> Job:
+    """The job with as many steps as fit into its `time_budget`; the schedule spans them.
+
+    The time is that of everything from images in memory to the finished page: the search for the learning
+    rate, training, scores, results.
+
+    Args:
+        job: with a learning rate.
+        spent_s: seconds that are gone already.
+
+    Raises:
+        ConfigError: fewer than ten steps fit.
+    """
+    budget = job.config.train.time_budget
+    assert budget is not None
+    began_s = time.perf_counter()
+    pace = measure_pace(job, enough_s=min(LONG_ENOUGH_S, MOST_TO_MEASURE * seconds_of(budget)))
+    gone_s = spent_s + time.perf_counter() - began_s
+    steps = steps_within(seconds_of(budget) - gone_s - pace.finish_s, pace, job)
+    if steps < FEWEST_STEPS:
+        least_s = gone_s + pace.finish_s + FEWEST_STEPS * pace.step_s
+        raise ConfigError(
+            f"time_budget is {budget}, but ten steps of training, with all that comes before and after them, "
+            f"take {math.ceil(least_s)} s.",
+            "Give more time, or use smaller images (--image-size) or a narrower network (--width).",
+        )
+    return job.with_steps(steps)
+
+
+def steps_within(seconds: float, pace: Pace, job: Job) -> int:
+    """How many steps of a job are done in so many seconds, the scores after each epoch included."""
+    per_epoch = job.loader.steps_per_epoch
+    frozen = job.config.train.freeze_epochs * per_epoch
+    step_s = pace.step_s + pace.epoch_s / per_epoch
+    within = math.floor(seconds / (step_s - pace.saved_s))
+    return within if within <= frozen else math.floor((seconds + frozen * pace.saved_s) / step_s)
+
+
+def measure_pace(job: Job, *, enough_s: float) -> Pace:
+    """Measure what a run costs, on a throwaway copy of its job.
+
+    Args:
+        job: not changed.
+        enough_s: how long the steps of a measurement take together, in seconds.
+    """
+    trial = job.throwaway(job.config.run.seed)
+    step_s = _seconds_a_step(trial, enough_s)
+    saved_s = 0.0
+    if job.config.train.freeze_epochs:
+        freeze_body(trial.state.model, trial.state.optimizer, frozen=True)
+        saved_s = step_s - _seconds_a_step(trial, enough_s)
+    image_s = _seconds_to_answer(trial)
+    test, val = len(job.splits.test), len(job.splits.val or ())
+    scored = val + (test if job.config.evaluate.score_test == "often" else 0)
+    every = job.config.evaluate.score_every
+    return Pace(
+        step_s,
+        max(0.0, saved_s),
+        scored * image_s / every if every else 0.0,
+        PASSES * test * image_s + PAGE_S,
+    )
+
+
+def _seconds_a_step(trial: Job, enough_s: float) -> float:
+    """The mean over all sizes of images, each as often as the run has it."""
+    config, loader = trial.config, trial.loader
+    often = Counter(loader.side_at(step) for step in range(trial.total_steps))
+    first = {loader.side_at(step): step for step in reversed(range(trial.total_steps))}
+    step, _ = make_step(
+        trial.state,
+        config.train,
+        loader,
+        precision=config.run.precision,
+        seed=config.run.seed,
+        compiled=config.run.compile,
+    )
+    trial.state.model.train()
+    seconds = {side: _time_steps(step, trial, first[side], enough_s / len(often)) for side in often}
+    full = loader.images_per_epoch / (loader.steps_per_epoch * loader.batch_size)  # the last may be smaller
+    return full * sum(often[side] * seconds[side] for side in often) / trial.total_steps
+
+
+def _time_steps(step: Step, trial: Job, first: int, enough_s: float) -> float:
+    """Mean seconds of one step of the run, taken again and again with a learning rate of 0."""
+    number, index = divmod(first, trial.loader.steps_per_epoch)
+    epoch = trial.loader.epoch(number)
+    taken: list[float] = []
+    while sum(taken) < enough_s or len(taken) < 4:
+        trial.state.meter.reset()
+        began_s = time.perf_counter()
+        step(epoch, index, 0.0)
+        synchronize(trial.device)
+        taken.append(time.perf_counter() - began_s)
+    return float(np.mean(taken[1:]))  # the first one also chooses kernels and allocates
+
+
+def _seconds_to_answer(trial: Job) -> float:
+    """Seconds in which the network answers one image."""
+    test = trial.splits.test
+    few = test.take(np.arange(min(ANSWERS, len(test))))
+    score_on(trial.state.model, trial, few)  # chooses kernels
+    began_s = time.perf_counter()
+    score_on(trial.state.model, trial, few)
+    synchronize(trial.device)
+    return (time.perf_counter() - began_s) / len(few)

@@ -1,0 +1,106 @@
+"""What is in a user's images and what is wrong with it: a table, a JSON file and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from velodrome.config import NAMED_DATA, Config, is_own
+from velodrome.data.contact_sheet import contact_sheet
+from velodrome.data.findings import Findings
+from velodrome.data.own_data import OwnData, read_own
+from velodrome.data.prepared import clear, clear_all
+from velodrome.data.sources import telling
+from velodrome.errors import ConfigError
+from velodrome.run.folder import (
+    RunFolder,
+    check_can_write,
+    check_name_is_free,
+    create_run,
+    write_atomically,
+    write_json,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DataCheck:
+    """What was found in a user's images.
+
+    Attributes:
+        own: the images, and all that is to be said about them.
+        path: of the folder with data_check.json and contact_sheet.png.
+    """
+
+    own: OwnData
+    path: Path
+
+    @property
+    def findings(self) -> Findings:
+        """What was found, the gravest first."""
+        return self.own.findings
+
+    def __str__(self) -> str:
+        """Counts, sizes and findings as text for a terminal."""
+        size = f"Image size: {self.own.why or f'{self.own.side} pixels'}"
+        return "\n".join([self.findings.table(), size, "", *self.findings.lines()]).rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of data_check.json."""
+        return self.own.to_dict()
+
+
+def check_data(config: Config, *, progress: bool = True) -> DataCheck:
+    """Look through a user's images as training would, and write down what is found.
+
+    Leaves a folder with data_check.json and contact_sheet.png, and the images prepared in the cache.
+
+    Args:
+        config: its data section says which images; its run section, where the folder goes.
+        progress: say on stderr what takes time.
+
+    Raises:
+        DataError: there is no data set there.
+        RunError: the folder cannot be made.
+    """
+    if not is_own(config.data.data):
+        raise ConfigError(
+            f"data is {config.data.data!r}, which is verified whenever it is read.",
+            "Give the path of your own images.",
+        )
+    check_can_write(config.run.runs_dir)
+    check_name_is_free(config.run.runs_dir, config.run.name)
+    with telling(progress) as (say, bar):
+        own = read_own(config.data, say=say, bar=bar)
+
+    def fill(draft: RunFolder) -> None:
+        write_check(draft, own)
+
+    folder = create_run(config.run.runs_dir, config.run.name, "data-check", fill)
+    return DataCheck(own, folder.path)
+
+
+def write_check(folder: RunFolder, own: OwnData) -> None:
+    """Write what was found: data_check.json and contact_sheet.png.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    write_json(folder.data_check, own.to_dict())
+    write_atomically(folder.contact_sheet, contact_sheet(own.findings.contents, own.pick, own.name))
+
+
+def clear_data(data: str | None) -> int:
+    """Remove what was prepared of a user's images, or of all that ever were; returns the bytes freed.
+
+    Raises:
+        ConfigError: it is one of the named data sets.
+        DataError: something cannot be removed.
+    """
+    if data is None:
+        return clear_all()
+    if data in NAMED_DATA:
+        raise ConfigError(
+            f"data is {data!r}, but only own images are prepared.", "Give the path of your own images."
+        )
+    return clear(Path(data))
