@@ -4,9 +4,9 @@
 
 writes a part of CIFAR-10 as PNG files into folders (train/<class>, test/<class>) and lets each contestant
 train from scratch on it, in turn, with the same number of epochs and the same image size, each in a
-process of its own, from the start of the process to its end. Velodrome begins without anything prepared. All are used as
-their documentation has it for a folder of images, and scored by the share of test images that they get right
-after their last epoch. fastai and Ultralytics have to be installed.
+process of its own, from the start of the process to its end. Velodrome begins without anything prepared. All
+are used as their documentation has it for a folder of images, and scored by the share of test images that
+they get right after their last epoch. fastai and Ultralytics have to be installed.
 """
 
 from __future__ import annotations

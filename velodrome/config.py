@@ -603,7 +603,9 @@ def to_dict(config: Config) -> dict[str, object]:
 
 def settings_of_training(config: Config) -> dict[str, object]:
     """The settings on which the result of a run depends, flat, in the types of JSON."""
-    elsewhere = {"data_root", "runs_dir", "name", "checkpoint_every"}
+    # Of own images a checksum is compared, wherever they lie now.
+    elsewhere = {"data_root", "labels", "init", "runs_dir", "name", "checkpoint_every"}
+    elsewhere |= {"data"} if is_own(config.data.data) else set()
     return {key: value for key, value in to_dict(config).items() if key not in elsewhere}
 
 

@@ -272,7 +272,7 @@ def _about_model(job: Job) -> dict[str, object]:
         "classes": list(job.splits.train.classes),
         "mean": list(job.normalisation.mean),
         "std": list(job.normalisation.std),
-        "model": dataclasses.asdict(job.config.model),
+        "model": {**dataclasses.asdict(job.config.model), "init": None},  # where the weights came from
         "image_size": job.splits.side,
         "image_fit": job.config.data.image_fit,
     }

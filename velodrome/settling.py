@@ -11,6 +11,7 @@ import numpy as np
 from velodrome.config import AugmentSection, Config, DataSection, TrainSection, check, is_auto
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.sources import VALIDATION_SHARE
+from velodrome.errors import ConfigError
 
 # Steps that an epoch has at least, unless batches would get smaller than the smallest.
 STEPS_AN_EPOCH = 20
@@ -34,6 +35,11 @@ def settle(config: Config, splits: Splits) -> Config:
     Raises:
         ConfigError: the settings contradict one another.
     """
+    if config.train.early_stop is not None and not splits.val:
+        raise ConfigError(
+            f"early_stop is {config.train.early_stop}, but there are no validation images to stop by.",
+            "Hold some out with --val-fraction 0.1.",
+        )
     return check(
         replace(
             config,

@@ -303,6 +303,12 @@ def test_a_zip_that_is_packed_by_an_unknown_method(tmp_path):
     assert "which is packed by a method that is not known (9)" in problem_of(path)
 
 
+def test_a_name_with_a_null_character(tmp_path):
+    content = pack(tmp_path / "a.zip", {"cat/X.png": b"x"}).read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace(b"cat/X.png", b"cat/\0.png"))
+    assert "holds cat/\\x00.png, which no file can be called" in problem_of(tmp_path / "a.zip")
+
+
 @pytest.mark.parametrize("kind", [".zip", ".tar"])
 def test_one_name_twice(tmp_path, kind):
     archive = pack(tmp_path / f"a{kind}", {"cat/1.png": b"x", "./cat/1.png": b"y"})
@@ -421,6 +427,31 @@ def test_a_changed_bit_is_found_by_the_checksum(tmp_path, kind):
     content[len(content) // 3] ^= 1
     archive.write_bytes(content)
     assert "is truncated or damaged: " in problem_of(archive)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(13, "Permission denied"),
+            "cannot be read: permission denied. Mend its permissions.",
+        ),
+        (MemoryError(), "takes more memory than there is"),
+    ],
+)
+def test_an_archive_that_cannot_be_opened(tmp_path, monkeypatch, error, words):
+    def refuse(*_: object) -> None:
+        raise error
+
+    archive = pack(tmp_path / "a.zip")
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    assert words in problem_of(archive)
+
+
+def test_a_zip_whose_member_is_shorter_than_it_says(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.zip")
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: io.BytesIO(b"x"))
+    assert "is truncated or damaged: in/cat/1.png has another size than it says" in problem_of(archive)
 
 
 def test_a_zip_that_is_none(tmp_path):

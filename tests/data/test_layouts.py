@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from velodrome.data.image_files import Failure
 from velodrome.data.layouts import list_data
 from velodrome.data.listing import Listing, class_name, class_order, kinds_of_files, unique_names
+from velodrome.data.walking import identities
 from velodrome.errors import DataError, visible
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -179,6 +180,14 @@ def test_nothing_goes_in_circles_or_into_another_class(data):
     for name, goal in {"self": "cat", "up": ".", "other": "dog"}.items():
         (data / "cat" / name).symlink_to(data / goal)
     assert [entry.name for entry in listed(data).entries] == ["cat/1.png", "dog/2.png"]
+
+
+def test_links_to_one_another_are_no_folders(data):
+    tree(data, "cat/1.png", "dog/2.png")
+    (data / "cat" / "a").symlink_to(data / "cat" / "b.png")
+    (data / "cat" / "b.png").symlink_to(data / "cat" / "a")
+    assert [entry.name for entry in listed(data).entries] == ["cat/1.png", "cat/b.png", "dog/2.png"]
+    assert identities([data / "gone", data / "cat", data / "cat" / "a"]) == identities([data / "cat"])
 
 
 def test_a_folder_that_holds_only_itself(data):

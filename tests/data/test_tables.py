@@ -161,6 +161,10 @@ def test_labels_are_text_with_numbers_in_order(data):
         ("path,name\na.png,cat\n", "has no column label; its first line reads path, name."),
         ("label\ncat\n", "has no column path; its first line reads label."),
         ("\npath,label\na.png,cat\n", "its first line reads nothing."),
+        (
+            "path,label," + "x" * 200_000,
+            "has no column path and no column label; its first line reads nothing.",
+        ),
         ("path,label,Path\na.png,cat,b.png\n", "has 2 columns called path."),
         ("path,label\n", "names no image: labels.csv has no rows. Add a row for each image."),
         ("path,label\na.png,cat\nb.png,\n", "line 3, has no label."),
