@@ -43,8 +43,8 @@ from throughput import at_least, in_a_folder, time_block
 
 from velodrome.config import Config
 from velodrome.data.imageset import AnyImages, ImageSet, MappedImages, Splits
-from velodrome.data.listing import Entry
-from velodrome.data.prepared import Prepared, clear, prepare_images
+from velodrome.data.own.listing import Entry
+from velodrome.data.own.prepared import Prepared, clear, prepare_images
 from velodrome.errors import VelodromeError
 from velodrome.job import Job, prepare, resolve
 from velodrome.recipes import resnet9

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from velodrome.config import NAMED_DATA, Config, is_own
-from velodrome.data.contact_sheet import contact_sheet
-from velodrome.data.findings import Findings
-from velodrome.data.own_data import OwnData, read_own
-from velodrome.data.prepared import clear, clear_all
+from velodrome.data.own.contact_sheet import contact_sheet
+from velodrome.data.own.findings import Findings
+from velodrome.data.own.own_data import OwnData, read_own
+from velodrome.data.own.prepared import clear, clear_all
 from velodrome.data.sources import telling
 from velodrome.errors import ConfigError
 from velodrome.run.folder import (

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from velodrome.config import DataSection, is_auto, is_own
 from velodrome.data.cifar import PUBLISHED, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
-from velodrome.data.labels import apply_corrections, read_corrections
-from velodrome.data.own_data import Bar, OwnData, Say, blank, blank_own, read_own, resized
+from velodrome.data.own.labels import apply_corrections, read_corrections
+from velodrome.data.own.own_data import Bar, OwnData, Say, blank, blank_own, read_own, resized
 from velodrome.data.shapes import load_shapes
 from velodrome.errors import ConfigError, VelodromeWarning
 

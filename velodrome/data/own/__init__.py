@@ -1,0 +1,1 @@
+"""A user's own images: listed, looked through, prepared once, and made into image sets."""

@@ -1,0 +1,210 @@
+"""The user's own data sets: a path becomes a list of images with their classes and splits.
+
+The path is of a folder with class folders, of a table (CSV or Parquet) that names images, or of an archive of
+either. Nothing is read here but names and tables.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from velodrome.config import NAMED_DATA
+from velodrome.data.image_files import image_suffixes
+from velodrome.data.own.archives import is_archive, unpack
+from velodrome.data.own.csv_files import has_image_columns
+from velodrome.data.own.damage import reason
+from velodrome.data.own.folders import Gathered, Tree, check_all_have_classes, gather, read_tree
+from velodrome.data.own.listing import (
+    SPLIT_NAMES,
+    TABLE_SUFFIXES,
+    Listing,
+    counted,
+    kinds_of_files,
+    make_listing,
+    shown,
+    some,
+)
+from velodrome.data.own.tables import Table, list_tables
+from velodrome.data.own.unpacking import left_out_of
+from velodrome.errors import DataError, nearest
+
+KINDS = (
+    "a folder with a folder of images for each class, a table (.csv, .tsv, .parquet), an archive of either "
+    "(.zip, .tar, .tar.gz, .tar.bz2, .tar.xz, .tar.zst) or an .npz file"
+)
+LAYOUTS = (
+    "Make a folder for each class, such as {0}/cat/1.png and {0}/dog/2.png, or such folders in {0}/train, "
+    "{0}/val and {0}/test; or write a table {0}/labels.csv with the columns path and label."
+)
+
+
+def list_data(path: Path, workspace: Path) -> Listing:
+    """The images of a data set, with their classes and splits; only names and tables are read.
+
+    A folder holds a folder for each class, or such folders in `train`, `val` and `test`, or a table beside
+    its images, or Parquet files that are called as splits are. A table has the columns path and label, and
+    perhaps split. An archive holds one of these.
+
+    Args:
+        path: of a folder, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz, ...).
+        workspace: a folder, made on demand. Archives, and images that a Parquet file holds, are unpacked
+            below it, whole or not at all, and used again while the file is as it was.
+
+    Raises:
+        DataError: there is no such data set, its layout is unclear, or it is damaged or not safe to unpack.
+    """
+    looks_like_a_name = path.parent == Path() and not path.suffix
+    path = path.absolute()
+    if _is_folder(path, NAMED_DATA if looks_like_a_name else ()):
+        return _list_folder(path, path, workspace, only_inside=False)
+    if is_archive(path):
+        folder = unpack(path, workspace)
+        listing = _list_folder(folder, path, workspace, only_inside=True)
+        return replace(listing, notes=(*listing.notes, *_note_of_left_out(left_out_of(folder))))
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return list_tables(path, [Table(path, None)], path.parent, workspace, only_inside=False)
+    raise _unknown_kind(path)
+
+
+# What lies at a path.
+
+
+def _is_folder(path: Path, names: Sequence[str]) -> bool:
+    """Whether it is a folder, and not a file.
+
+    Args:
+        path: of what the user named.
+        names: of data sets that may be meant instead.
+
+    Raises:
+        DataError: it is neither, or not there.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        close = nearest(path.name, names)
+        raise DataError(
+            f"Data {shown(path)} does not exist.",
+            f"Did you mean {close}?" if close else f"Check the path, or give {', '.join(NAMED_DATA)}.",
+        ) from error
+    except (OSError, ValueError) as error:  # a ValueError where it holds a null character
+        raise DataError(
+            f"Data {shown(path)} cannot be looked at: {reason(error)}.", "Check the path and its permissions."
+        ) from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"Data {shown(path)} is neither a folder nor a regular file.", f"Give {KINDS}.")
+    return stat.S_ISDIR(mode)
+
+
+def _unknown_kind(path: Path) -> DataError:
+    if path.suffix.lower() in image_suffixes():
+        return DataError(
+            f"Data {shown(path)} is one image, but a data set holds many, of two classes or more.",
+            f"Give {KINDS}.",
+        )
+    return DataError(f"Data {shown(path)} is a file of a kind that is not known.", f"Give {KINDS}.")
+
+
+# Folders.
+
+
+def _list_folder(folder: Path, named: Path, workspace: Path, *, only_inside: bool) -> Listing:
+    """The images in a folder.
+
+    Args:
+        folder: to look into.
+        named: the path that the user gave: the folder, or the archive that was unpacked there.
+        workspace: as in `list_data`.
+        only_inside: refuse tables that name files elsewhere.
+    """
+    tree = read_tree(folder, named)
+    gathered = gather(folder, tree)
+    are_sorted = bool(gathered.found) and not any(part.images for part in tree.splits.values())
+    tables = [] if are_sorted else _tables_of_images(named, tree)
+    if tables:
+        return list_tables(named, tables, folder, workspace, only_inside=only_inside)
+    if not gathered.found:
+        raise _without_images(named, tree, gathered)
+    check_all_have_classes(folder, named, tree)
+    return make_listing(named, gathered.found, gathered.beside.failures, _notes(folder, tree, gathered))
+
+
+def _tables_of_images(named: Path, tree: Tree) -> list[Table]:
+    """The tables that say which images there are: the only one, or those that are called as splits are.
+
+    Raises:
+        DataError: there are several, and it is unclear which of them to read.
+    """
+    fitting = {
+        path: _split_of(path) or split
+        for place, split in tree.places
+        for path in place.tables
+        if path.suffix.lower() == ".parquet" or has_image_columns(path)
+    }
+    if len(fitting) < 2:
+        return [Table(path, None) for path in fitting]
+    if None in fitting.values():
+        names = [path.name for path in fitting]
+        raise DataError(
+            f"Data {shown(named)} has {counted(len(names), 'table')} ({some(names)}), so it is unclear which "
+            "of them says what the images are.",
+            "Give the path of the right one, or name them as splits are: train, val and test.",
+        )
+    return [Table(path, split) for path, split in fitting.items()]
+
+
+def _split_of(table: Path) -> str | None:
+    """The split that the name of a table begins with, such as train-00000-of-00002.parquet."""
+    word = table.stem.lower()
+    for end in "-_.":
+        word = word.split(end)[0]
+    return SPLIT_NAMES.get(word)
+
+
+def _without_images(named: Path, tree: Tree, gathered: Gathered) -> DataError:
+    """What to say of a folder in which no image has a class."""
+    flat = [path for place, _ in tree.places for path in place.images]
+    others = gathered.beside.left_out + _other_files(tree)
+    tables = [path.name for place, _ in tree.places for path in place.tables]
+    if gathered.beside.failures:
+        problem = f"has no image that may be read: {gathered.beside.failures[0]}."
+        return DataError(f"Data {shown(named)} {problem}", "Mend the permissions.")
+    if flat:
+        names = [path.relative_to(tree.entered[0].path).as_posix() for path in flat]
+        problem = f"has {counted(len(flat), 'image')} ({some(names)}), but no folders that say their classes."
+    elif tables:
+        problem = f"has no images in class folders, and {some(tables)} lacks the columns path and label."
+    elif others:
+        problem = f"has no image in it, only other files: {kinds_of_files(others)}."
+    else:
+        problem = "has no image in it."
+    return DataError(f"Data {shown(named)} {problem}", LAYOUTS.format(shown(named)))
+
+
+def _notes(folder: Path, tree: Tree, gathered: Gathered) -> list[str]:
+    """Sentences about what was left out."""
+    names = {
+        "Left out, as they lie beside the splits": tree.left_out,
+        "Without an image, and so no classes": gathered.empty,
+        "Tables are not read where there are class folders": [
+            path for place, _ in tree.places for path in place.tables
+        ],
+    }
+    notes = [
+        f"{what}: {some([path.relative_to(folder).as_posix() for path in paths])}."
+        for what, paths in names.items()
+        if paths
+    ]
+    return notes + _note_of_left_out(gathered.beside.left_out + _other_files(tree))
+
+
+def _other_files(tree: Tree) -> Counter[str]:
+    return sum((place.others for place, _ in tree.places), Counter[str]())
+
+
+def _note_of_left_out(left_out: Mapping[str, int]) -> list[str]:
+    return [f"Left out, as they are no images: {kinds_of_files(left_out)}."] if left_out else []
