@@ -21,7 +21,7 @@ def splits(counts: list[int], side: int = 32, val: bool = True) -> Splits:
 
 
 @pytest.mark.parametrize(
-    ("n", "batch"), [(5, 5), (20, 8), (160, 8), (400, 16), (1000, 32), (10_000, 256), (10**6, 512)]
+    ("n", "batch"), [(5, 5), (20, 16), (160, 16), (400, 16), (1000, 32), (10_000, 256), (10**6, 512)]
 )
 def test_batches_leave_twenty_steps_an_epoch(n: int, batch: int) -> None:
     assert batch_for(n) == batch

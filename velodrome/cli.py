@@ -254,9 +254,7 @@ def _data_check(arguments: argparse.Namespace) -> None:
     else:
         sys.stdout.write(f"{found}\n\nData and contact sheet: {found.path}\n")
     if found.findings.errors:
-        raise PartlyError(
-            f"{len(found.findings.errors):,} of these stand against training.", "Mend them as said above."
-        )
+        raise PartlyError("These images cannot be trained on as they are.", "Mend what is an error above.")
 
 
 def _data_clear(arguments: argparse.Namespace) -> None:

@@ -135,7 +135,7 @@ def evaluate_own(
     check_stage(trained.network, classifier.image_size, layer)
     loader = make_loader(config, splits.train, trained.normalisation, trained.device)
     write_samples(folder, splits.train, loader)
-    results = write_results(folder, trained, test, data=config.data.data, train=splits.train, layer=layer)
+    results = write_results(folder, trained, test, data=splits.name, train=splits.train, layer=layer)
     return Assessment(results.figures, folder.path)
 
 

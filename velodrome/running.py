@@ -234,7 +234,7 @@ def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
     trained = Trained(state.model, job.normalisation, job.device, config.run.precision, config.evaluate.tta)
     save_weights(folder.model, state.tensors()["model"], _about_model(job))
     test, train = job.splits.test, job.splits.train
-    results = write_results(folder, trained, test, data=config.data.data, train=train)
+    results = write_results(folder, trained, test, data=job.splits.name, train=train)
     figures = results.figures
     last = state.history[-1]
     assert figures.accuracy_tta is not None, "results have it"
@@ -258,7 +258,7 @@ def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
         "device": job.device.type,
         "precision": config.run.precision,
         "seed": config.run.seed,
-        "data": config.data.data,
+        "data": job.splits.name,
         "recipe": config.recipe,
         "classes": list(figures.classes),
     }
@@ -295,7 +295,7 @@ def _started(folder: RunFolder, job: Job) -> RunStarted:
     return RunStarted(
         run=str(folder.path),
         recipe=job.config.recipe,
-        data=job.config.data.data,
+        data=job.splits.name,
         device=job.device.type,
         precision=job.config.run.precision,
         params=_count_parameters(job.state.model),

@@ -15,7 +15,7 @@ from velodrome.errors import ConfigError
 
 # Steps that an epoch has at least, unless batches would get smaller than the smallest.
 STEPS_AN_EPOCH = 20
-SMALLEST_BATCH, LARGEST_BATCH = 8, 512
+SMALLEST_BATCH, LARGEST_BATCH = 16, 512
 # The reference recipe's 24 epochs, for so many images; a quarter of them gets twice the epochs.
 USUAL_EPOCHS, USUAL_IMAGES = 24, 10_000
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 60
@@ -71,7 +71,7 @@ def _train(train: TrainSection, images: ImageSet) -> TrainSection:
 
 
 def batch_for(images: int) -> int:
-    """The largest power of two that leaves twenty steps an epoch, from 8 to 512, and never above `images`."""
+    """The largest power of two that leaves 20 steps an epoch, from 16 to 512, and never above `images`."""
     wanted = 1 << max(0, math.floor(math.log2(images / STEPS_AN_EPOCH)))
     return min(max(wanted, SMALLEST_BATCH), LARGEST_BATCH, images)
 

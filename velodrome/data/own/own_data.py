@@ -229,7 +229,7 @@ def _from_files(
         return np.array(own[place[rows]]) if resident else MappedImages(own, place[rows])
 
     everything = _Collected(
-        listing.root.name,
+        data.data if data.data.startswith(HUB) else listing.root.name,
         listing.classes,
         labels,
         names,
