@@ -75,7 +75,8 @@ def dawnbench(**settings: object) -> Config:
     momentum is torch's, which knows no learning rate, and the eight parts of a batch are dealt out anew in
     each epoch.
 
-    Published: median 94.19%, 41 of 50 runs at or above 94%. Not measured here yet.
+    Published: median 94.19%, 41 of 50 runs at or above 94%. Measured here is no more than that it learns:
+    57.05% test accuracy with `--epochs 3` on two cores of an AMD EPYC (Zen 5) in bf16, torch 2.15 (n = 1).
 
         velodrome train dawnbench
     """
@@ -116,7 +117,7 @@ def quick(**settings: object) -> Config:
 def folder(**settings: object) -> Config:
     """Sensible defaults for a user's own images, whatever they are.
 
-    The reference network on images of 32 to 64 pixels, chosen by their sizes; more epochs and smaller batches
+    The reference network at half of its width, on images of 32 to 64 pixels, chosen by their sizes; more epochs and smaller batches
     the fewer images there are; crops, flips, a little colour and CutOut; a tenth of the training images held
     out to choose by, test images scored once, at the end; rare classes drawn more often where they are very
     rare. A range test finds the learning rate.
@@ -127,6 +128,7 @@ def folder(**settings: object) -> Config:
         "val_fraction": "auto",
         "crop": "auto",
         "cutout": "auto",
+        "width": 32,
         "brightness": 0.2,
         "contrast": 0.2,
         "epochs": "auto",

@@ -226,7 +226,7 @@ def _from_files(
 
     def pick(rows: NDArray[np.int64]) -> AnyImages:
         own = maps[int(sides[rows[0]])] if len(rows) else next(iter(maps.values()))
-        return np.array(own[place[rows]]) if resident else MappedImages(own, place[rows])
+        return np.take(np.asarray(own), place[rows], axis=0) if resident else MappedImages(own, place[rows])
 
     everything = _Collected(
         data.data if data.data.startswith(HUB) else listing.root.name,
