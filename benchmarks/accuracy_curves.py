@@ -193,18 +193,21 @@ def draw(curves: Mapping[str, Curve], target: float, path: Path) -> None:
     styles = _styles(curves)
     for name, curve in in_order(curves, target).items():
         seconds = curve.seconds_to(target)
-        best = f"{max(curve.test_accs):.1%} at best"
-        label = f"{name}: {best if seconds is None else f'{target:.0%} after {seconds:,.0f} s'}"
+        label = f"{name}: {_without(curve) if seconds is None else f'{target:.0%} after {seconds:,.0f} s'}"
         percents = [100 * accuracy for accuracy in curve.test_accs]
-        axes.plot(curve.times_s, percents, marker="o", label=label, **styles[name])
+        # A point without a line is easily lost.
+        style = styles[name] | ({"markersize": 6} if len(percents) == 1 else {})
+        axes.plot(curve.times_s, percents, marker="o", label=label, **style)
     axes.axhline(100 * target, color=QUIET, linewidth=1, linestyle=(0, (2, 3)))
     axes.set_ylim(LOWEST, HIGHEST)
     axes.set_ylabel("test accuracy, %", color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    axes.legend(
+        frameon=False, fontsize=9, labelcolor=INK, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2
+    )
     _log_seconds(axes)
     plain(axes)
     with writing(path), mpl.rc_context({"svg.hashsalt": "velodrome"}):  # the same curves, the same bytes
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _log_seconds(axes: Axes) -> None:
@@ -213,6 +216,15 @@ def _log_seconds(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _without(curve: Curve) -> str:
+    """How far a contestant came that did not reach the target."""
+    best = f"{max(curve.test_accs):.1%}"
+    done = len(curve.times_s)
+    if done < curve.epochs:
+        return f"{best} after {curve.times_s[-1]:,.0f} s, stopped after {done} of {curve.epochs} epochs"
+    return f"{best} at best"
 
 
 def _styles(curves: Mapping[str, Curve]) -> dict[str, dict[str, object]]:

@@ -35,7 +35,7 @@ def export(name: str, workspace: Path) -> Path:
         DataError: `datasets` is not installed, or there is no such data set, or it has no images or labels.
     """
     try:
-        import datasets  # type: ignore[import-not-found, unused-ignore] # noqa: PLC0415
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore] # noqa: PLC0415
     except ImportError as error:
         raise DataError(
             f"Data hf:{visible(name)} needs the package datasets, which is not installed.",
