@@ -80,7 +80,7 @@ def test_scoring_changes_nothing_else(carry: Carry) -> None:
 @pytest.mark.parametrize("tta", ["flip", "shift"])
 def test_the_result_tells_of_work_and_time(carry: Carry, tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    monkeypatch.setattr(running, "train_pflop", lambda job: counted.append(train_pflop(job)) or counted[-1])
+    monkeypatch.setattr(running, "train_pflop", lambda *about: counted.append(train_pflop(*about)) or counted[-1])
     folder = carry(tta=tta, resolutions="9:1,10:2")
     result = json.loads(folder.result.read_text())
     assert [result["train_pflop"]] == counted
