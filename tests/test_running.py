@@ -80,7 +80,8 @@ def test_scoring_changes_nothing_else(carry: Carry) -> None:
 @pytest.mark.parametrize("tta", ["flip", "shift"])
 def test_the_result_tells_of_work_and_time(carry: Carry, tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    monkeypatch.setattr(running, "train_pflop", lambda *about: counted.append(train_pflop(*about)) or counted[-1])
+    count = lambda *about: counted.append(train_pflop(*about)) or counted[-1]  # noqa: E731
+    monkeypatch.setattr(running, "train_pflop", count)
     folder = carry(tta=tta, resolutions="9:1,10:2")
     result = json.loads(folder.result.read_text())
     assert [result["train_pflop"]] == counted
