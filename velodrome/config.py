@@ -267,6 +267,11 @@ class AugmentSection:
         at_least(0),
     )
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether random parts of images are trained on, which are then kept larger."""
+        return self.random_resized_crop > 0
+
 
 @dataclass(frozen=True)
 class ModelSection:

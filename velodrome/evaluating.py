@@ -129,8 +129,7 @@ def evaluate_own(
         VelodromeError: the data are missing or not those of the run, the network has no such stage, or a file
             cannot be written.
     """
-    enlarged = config.augment.random_resized_crop > 0
-    splits = load_splits(config.data, config.run.seed, enlarged=enlarged)
+    splits = load_splits(config.data, config.run.seed, enlarged=config.augment.takes_parts)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)
     loader = make_loader(config, splits.train, trained.normalisation, trained.device)

@@ -121,8 +121,9 @@ def prepare(
     """
     config = resolve(config)
     if splits is None:
-        enlarged = config.augment.random_resized_crop > 0
-        splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=progress)
+        splits = load_splits(
+            config.data, config.run.seed, enlarged=config.augment.takes_parts, progress=progress
+        )
     config = settle(config, splits)
     _check_batch(config.train.batch_size, len(splits.train))
     device = torch.device(config.run.device)

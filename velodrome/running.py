@@ -150,6 +150,8 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
     """
     warm_up_s = 0.0
     state, config = job.state, job.config
+    if stalled(state.history, config.train.early_stop):  # before a kill took what comes after it
+        return warm_up_s
     lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
     events = fit(
         state,
@@ -161,8 +163,6 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
         score=lambda network: _scores_if_due(network, job),
         compiled=config.run.compile,
     )
-    if stopped := stalled(state.history, config.train.early_stop):  # before a kill took what comes after it
-        return warm_up_s
     every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
     watch, checkpoint_due, page_due = Every(WATCH_S), Every(every_s), Every(PAGE_S)
     try:

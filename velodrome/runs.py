@@ -81,8 +81,9 @@ class Run:
         """
         if self._test_images is None:
             config = read_config(self.folder)
-            enlarged = config.augment.random_resized_crop > 0
-            self._test_images = load_splits(config.data, config.run.seed, enlarged=enlarged).test
+            self._test_images = load_splits(
+                config.data, config.run.seed, enlarged=config.augment.takes_parts
+            ).test
         return self._test_images
 
     def answers(self) -> Answers:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_network import make_model
+from tiny_network import Operations, make_model
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from velodrome.config import AugmentSection, TrainSection
 from velodrome.data.imageset import ImageSet, MappedImages, channel_statistics
@@ -199,18 +198,6 @@ def test_a_range_test_takes_shares(images):
 
 
 # What is captured.
-
-
-class Operations(TorchDispatchMode):
-    """Notes the name of every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def test_by_tables_the_host_reads_and_sends_nothing(images):

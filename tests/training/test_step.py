@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_network import make_model
+from tiny_network import Operations, make_model
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import velodrome as vd
 from velodrome.config import AugmentSection, ModelSection, TrainSection
@@ -129,18 +128,6 @@ def test_by_tables_it_can_go_on_in_the_middle_of_a_later_epoch(images, monkeypat
     list(events_of(later, loader_of(images), train))
     for ours, theirs in zip(later.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-class Operations(TorchDispatchMode):
-    """Notes the name of every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def test_by_tables_the_host_reads_and_sends_nothing(images, monkeypatch):

@@ -1,9 +1,10 @@
-"""The network that the tests of training train."""
+"""The network that the tests of training train, and what they watch it with."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def make_model(dropout: float = 0.0) -> nn.Module:
@@ -19,3 +20,15 @@ def make_model(dropout: float = 0.0) -> nn.Module:
             nn.Linear(8, 3),
         )
     return model.to(memory_format=torch.channels_last)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the name of every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

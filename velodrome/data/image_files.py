@@ -208,7 +208,7 @@ def _images_at(path: Path) -> Iterator[Path | Failure]:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError) as error:  # a ValueError where it holds a null character
-        yield Failure(path, _reason(error))
+        yield Failure(path, reason(error))
         return
     if not is_folder:
         yield path
@@ -234,7 +234,7 @@ def _walk(folder: Path) -> Iterator[Path | Failure]:
             status = path.stat()
             inside = sorted(path.iterdir(), key=lambda entry: entry.name, reverse=True)
         except OSError as error:
-            yield Failure(path, _reason(error))
+            yield Failure(path, reason(error))
             continue
         if (status.st_dev, status.st_ino) not in entered:
             entered.add((status.st_dev, status.st_ino))
@@ -246,12 +246,12 @@ def _walk(folder: Path) -> Iterator[Path | Failure]:
             ]
 
 
-def _reason(error: Exception) -> str:
-    """What an error of the system or of Pillow says, in a few words on one line."""
+def reason(error: Exception) -> str:
+    """What an error of the system or of a decoder says, in a few words on one line."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    words = visible((words or type(error).__name__).splitlines()[0]).rstrip(".")
+    words = visible((words.strip() or type(error).__name__).splitlines()[0]).rstrip(".")
     return words[:1].lower() + words[1:100]
 
 
@@ -316,7 +316,7 @@ def _clear_errors(path: Path | str) -> Iterator[None]:
     except Exception as error:
         raise UnreadableImageError(
             path,
-            f"it is truncated or damaged: {_reason(error)}",
+            f"it is truncated or damaged: {reason(error)}",
             "Restore it from where it came from.",
             is_lasting=not (isinstance(error, OSError) and error.errno),  # not the system's, but Pillow's
         ) from error
@@ -338,7 +338,7 @@ def _open_file(path: Path | str) -> io.FileIO:
         return open(path, "rb", buffering=0)  # noqa: PTH123  as above
     except (OSError, ValueError) as error:
         raise UnreadableImageError(
-            path, _reason(error), "Check the path and its permissions.", is_lasting=False
+            path, reason(error), "Check the path and its permissions.", is_lasting=False
         ) from error
 
 

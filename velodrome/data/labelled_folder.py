@@ -10,6 +10,7 @@ import numpy as np
 
 from velodrome.data.image_files import Failure, UnreadableImageError, find_images, read_image
 from velodrome.data.imageset import ImageSet
+from velodrome.data.own.listing import as_text
 from velodrome.errors import DataError, did_you_mean, visible
 
 # Where a data set is kept in parts, these are the ones that a model was not trained on.
@@ -51,7 +52,7 @@ def read_labelled_folder(
                 failures.append(Failure(found, error.reason))
                 continue
             labels.append(number[folder.name])
-            names.append(_as_text(found.relative_to(path)))
+            names.append(as_text(found.relative_to(path).as_posix()))
     if not images:
         raise DataError(
             f"Data {_shown(path)} has no image that can be read in its {len(folders)} class folders.",
@@ -97,8 +98,3 @@ def _folders_in(path: Path) -> list[Path]:
 
 def _shown(path: Path) -> str:
     return visible(str(path))
-
-
-def _as_text(path: Path) -> str:
-    """The path as UTF-8 can hold it."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "replace")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from velodrome.data.own.damage import reason
+from velodrome.data.image_files import reason
 from velodrome.data.own.listing import counted, shown, some
 from velodrome.errors import DataError
 

@@ -6,17 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from velodrome.data.image_files import reason
 from velodrome.data.own.listing import shown
-from velodrome.errors import DataError, VelodromeError, visible
-
-
-def reason(error: Exception) -> str:
-    """What an error of the system or of a decoder says, in a few words on one line."""
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist"
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    words = visible((words.strip() or type(error).__name__).splitlines()[0]).rstrip(".")
-    return words[:1].lower() + words[1:100]
+from velodrome.errors import DataError, VelodromeError
 
 
 @contextlib.contextmanager

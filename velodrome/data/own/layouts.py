@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from velodrome.config import NAMED_DATA
-from velodrome.data.image_files import image_suffixes
+from velodrome.data.image_files import image_suffixes, reason
 from velodrome.data.own.archives import is_archive, unpack
 from velodrome.data.own.csv_files import has_image_columns
-from velodrome.data.own.damage import reason
 from velodrome.data.own.folders import Gathered, Tree, check_all_have_classes, gather, read_tree
 from velodrome.data.own.listing import (
     SPLIT_NAMES,

@@ -158,7 +158,7 @@ def blank_own(data: DataSection) -> Splits:
         entries, classes = listing.entries, listing.classes
         labels = np.array([entry.label for entry in entries], np.int64)
         splits = _assign([entry.split for entry in entries], labels, [entry.name for entry in entries], data)
-        side = choose_side(sample_sizes(entries))[0] if is_auto(data.image_size) else data.image_size
+        side, _ = _side(data, lambda: sample_sizes(entries))
 
     train, val, test = (blank(labels[splits == split], classes, side) for split in SPLITS)
     return Splits(path.name, train, val if len(val) else None, test)
@@ -196,6 +196,11 @@ def _splits_of(collected: _Collected) -> Splits:
     )
 
 
+def _side(data: DataSection, sizes: Callable[[], NDArray[np.int32]]) -> tuple[int, str]:
+    """The side that was asked for, or one that fits the sizes, with a sentence that says why."""
+    return choose_side(sizes()) if is_auto(data.image_size) else (data.image_size, "")
+
+
 # From files.
 
 
@@ -206,10 +211,7 @@ def _from_files(
     labels = np.array([entry.label for entry in entries], np.int64)
     names = [entry.name for entry in entries]
     splits = _assign([entry.split for entry in entries], labels, names, data)
-    if is_auto(data.image_size):
-        side, why = choose_side(sample_sizes(entries))
-    else:
-        side, why = data.image_size, ""
+    side, why = _side(data, lambda: sample_sizes(entries))
     sides = np.where((splits == "train") & enlarged, _enlarged(side), side)
     has_begun = False
 
@@ -307,7 +309,7 @@ def _assign(
 def _from_arrays(arrays: Arrays, path: Path, data: DataSection) -> tuple[_Collected, int, str]:
     parts = [(split, images, arrays.labels[split]) for split, images in arrays.images_u8.items()]
     sizes = np.concatenate([np.full((len(labels), 2), images.shape[1:3]) for _, images, labels in parts])
-    side, why = choose_side(sizes.astype(np.int32)) if is_auto(data.image_size) else (data.image_size, "")
+    side, why = _side(data, lambda: sizes.astype(np.int32))
     images_u8 = np.concatenate([resized(images, side, data.image_fit) for _, images, _ in parts])
     labels = np.concatenate([labels for _, _, labels in parts])
     named = [split for split, _, labels in parts for _ in labels]

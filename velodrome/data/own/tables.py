@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from velodrome.data.image_files import Failure
+from velodrome.data.image_files import Failure, reason
 from velodrome.data.own.csv_files import read_csv
-from velodrome.data.own.damage import reason
 from velodrome.data.own.listing import SPLIT_NAMES, Found, Listing, counted, make_listing, shown, some
 from velodrome.data.own.parquet_files import read_parquet
 from velodrome.errors import DataError, did_you_mean, visible

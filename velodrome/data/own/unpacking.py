@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from velodrome.data.own.damage import reason
+from velodrome.data.image_files import reason
 from velodrome.data.own.listing import shown
 from velodrome.errors import DataError
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from velodrome.data.image_files import Failure, image_suffixes
-from velodrome.data.own.damage import reason
+from velodrome.data.image_files import Failure, image_suffixes, reason
 from velodrome.data.own.listing import TABLE_SUFFIXES, is_ignored, shown
 from velodrome.errors import DataError
 
