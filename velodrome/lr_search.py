@@ -200,9 +200,10 @@ def _judged_by(job: Job) -> str:
 def _about(job: Job, seconds: float) -> dict[str, object]:
     """On what was searched, for the record."""
     settings = settings_of_training(job.config)
-    wanted = ("recipe", "data", "optimizer", "batch_size", "seed", "precision")
+    wanted = ("recipe", "optimizer", "batch_size", "seed", "precision")
     return {
         **{key: settings[key] for key in wanted},
+        "data": job.splits.name,
         "seconds": round(seconds, 2),
         "settings": settings,
     }
