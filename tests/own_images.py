@@ -44,14 +44,17 @@ def shapes_folder(folder: Path, train: int = 200, test: int = 50) -> Path:
 
 
 def textures(
-    folder: Path, per_class: int = 40, classes: Sequence[str] = ("stripes", "dots", "waves")
+    folder: Path,
+    per_class: int = 40,
+    classes: Sequence[str] = ("stripes", "dots", "waves"),
+    sides: tuple[int, int] = (90, 200),
 ) -> Path:
     """Photos in miniature: JPEG files of many sizes, with a pattern of some colour and scale."""
     rng = np.random.default_rng(1)
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            height, width = rng.integers(90, 200, 2)
+            height, width = rng.integers(*sides, 2)
             y, x = np.mgrid[:height, :width]
             angle, scale = rng.uniform(0, np.pi), rng.uniform(5, 12)
             u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

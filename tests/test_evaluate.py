@@ -13,11 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import velodrome as vd
 from velodrome.cli import main
+from velodrome.data.imageset import Normalisation
+from velodrome.data.shapes import draw_shapes
 from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning
+from velodrome.evaluating import _folder_name, _other_images, is_own_data
+from velodrome.evaluation.predict import Classifier
 from velodrome.reports import show
 from velodrome.run.answers import read_answers
 from velodrome.run.folder import RunFolder
@@ -260,12 +265,103 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(
 
 def test_data_of_other_classes_are_refused(command: Command, run: vd.Run, photos: Path) -> None:
     (photos / "zebra").mkdir()
-    with pytest.raises(DataError, match="the folder 'zebra', but the model knows no such class"):
+    Image.new("RGB", (32, 32)).save(photos / "zebra" / "a.png")
+    with pytest.raises(DataError, match="has the class 'zebra', but the model knows no such class"):
         vd.evaluate(run, data=photos, progress=False)
     assert not run.folder.evaluations.exists()
     done = command("evaluate", str(run.path), "--data", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Data nowhere is neither a data set nor a folder." in done.stderr
+    assert "nowhere does not exist. Check the path" in done.stderr
+
+
+def predictions_in(folder: Path) -> dict[str, str]:
+    """The answers in a folder, by the name of the file."""
+    with (folder / "predictions.csv").open() as file:
+        return {Path(row["path"]).name: row["prediction"] for row in csv.DictReader(file)}
+
+
+def as_table(photos: Path, goal: Path) -> Path:
+    rows = [f"{file},{file.parent.name}" for file in sorted(photos.glob("*/*.png"))]
+    path = goal / "table.csv"
+    path.write_text("\n".join(["path,label", *rows]))
+    return path
+
+
+def as_archive(photos: Path, goal: Path) -> Path:
+    return Path(shutil.make_archive(str(goal / "packed"), "zip", photos))
+
+
+def as_splits(photos: Path, goal: Path) -> Path:
+    """Images to train on that nobody can read, and those to test on."""
+    (goal / "splits" / "train" / "disc").mkdir(parents=True)
+    (goal / "splits" / "train" / "disc" / "broken.png").write_bytes(b"")
+    shutil.copytree(photos, goal / "splits" / "test")
+    return goal / "splits"
+
+
+@pytest.mark.parametrize("written", [as_table, as_archive, as_splits])
+def test_all_that_train_takes_is_the_same_to_evaluate(
+    run: vd.Run, photos: Path, tmp_path: Path, written: Callable[[Path, Path], Path]
+) -> None:
+    expected = vd.evaluate(run, data=photos, progress=False)
+    found = vd.evaluate(run, data=written(photos, tmp_path), progress=False)
+    assert found.failed == ()
+    assert predictions_in(found.path) == predictions_in(expected.path)
+    assert found.figures.nll == expected.figures.nll
+
+
+def test_arrays_are_evaluated_with_their_classes_by_name(run: vd.Run, tmp_path: Path) -> None:
+    images = run.test_images()
+    labels = np.array(images.classes)[images.labels[:40]]
+    np.savez(tmp_path / "arrays.npz", test_images=images.images_u8[:40], test_labels=labels)
+    found = vd.evaluate(run, data=tmp_path / "arrays.npz", progress=False)
+    answers = run.answers()
+    assert found.accuracy == (answers.labels == answers.predictions)[:40].mean()
+
+
+def test_one_class_is_enough(run: vd.Run, photos: Path) -> None:
+    for folder in list(photos.iterdir())[1:]:
+        shutil.rmtree(folder)
+    (name,) = [folder.name for folder in photos.iterdir()]
+    found = vd.evaluate(run, data=photos, progress=False)
+    assert {row.name: row.images for row in found.figures.per_class if row.images} == {
+        name: len(list(photos.glob("*/*")))
+    }
+
+
+def test_named_data_come_in_the_size_of_the_model() -> None:
+    shapes = draw_shapes(1, 0)
+    network = torch.nn.Identity()
+    classifier = Classifier(network, shapes.classes, Normalisation((0, 0, 0), (1, 1, 1)), (24, 24), "crop")
+    images, failed = _other_images(vd.Config(), classifier, "shapes", progress=False)
+    assert images.images_u8.shape[1:] == (24, 24, 3)
+    assert failed == ()
+
+
+def test_folders_of_a_hubs_data_do_not_depend_on_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _folder_name("hf:somebody/cats")
+    monkeypatch.chdir(tmp_path)
+    assert _folder_name("hf:somebody/cats") == before
+    assert _folder_name("hf:somebody/dogs") != before
+
+
+def test_own_data_are_known_however_their_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    config = vd.override(vd.Config(), {"data": str(tmp_path / "photos")})
+    assert all(
+        is_own_data(config, data) for data in ("photos", "./photos/", "link", str(tmp_path / "photos"))
+    )
+    assert not any(is_own_data(config, data) for data in ("shapes", "nowhere", ".", "cifar10"))
+    shapes = vd.override(vd.Config(), {"data": "shapes"})
+    assert is_own_data(shapes, "shapes")
+    assert not is_own_data(shapes, "./shapes")  # a folder of that name
 
 
 def test_a_run_in_use_is_left_alone(run: vd.Run) -> None:

@@ -1,5 +1,8 @@
 """Starting from the weights of another run."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 import velodrome as vd
 from velodrome.cli import main
 from velodrome.errors import ConfigError, RunError
+from velodrome.fine_tuning import network_of
 from velodrome.job import prepare
 from velodrome.run.checkpoint import load_weights
 
@@ -46,6 +50,28 @@ def test_the_command_takes_the_network_of_the_run(
     assert '"width": 3' in capsys.readouterr().out
 
 
+def test_the_network_is_known_without_the_weights_and_without_torch(base: Path) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = None  # to import it is an error from here on
+from velodrome.cli import main
+sys.exit(main(["train", "--data", "shapes", "--init", {str(base)!r}, "--print-config"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nwidth: 3\n" in done.stdout
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, None])
+def test_weights_that_cannot_be_read_are_named(base: Path, tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(base / "config.yaml", tmp_path / "other")
+    if content is not None:
+        (tmp_path / "other" / "model.safetensors").write_bytes(content)
+    with pytest.raises(RunError, match=r"model\.safetensors cannot be read"):
+        network_of(tmp_path / "other")
+
+
 def test_another_network_is_refused(base: Path) -> None:
     with pytest.raises(ConfigError, match=r"width is 5, but the run .* has 3"):
         prepare(vd.recipes.quick(**SMALL, width=5, init=base), progress=False)
@@ -57,8 +83,6 @@ def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_does_not_need_the_other_any_more(base: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(base, other)
     run = vd.train(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from velodrome.config import Config, override
 from velodrome.data.imageset import ImageSet, Splits
+from velodrome.data.own.own_data import read_to_judge
 from velodrome.data.shapes import draw_shapes
 from velodrome.data.sources import load_splits
 from velodrome.errors import DataError
@@ -94,3 +95,12 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded") as caught:
         hub.export(str(tmp_path / "empty"), tmp_path / "work")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["hf:{}", "{}"])
+def test_a_model_is_judged_by_the_test_images(exported: Path, data: str) -> None:
+    test = draw_shapes(100, 0, "test")
+    config = override(Config(), {"data": data.format(exported), "image_size": 32})
+    images, failed = read_to_judge(config.data, test.classes, say=lambda _: None)
+    assert in_order(images) == in_order(test)
+    assert failed == ()

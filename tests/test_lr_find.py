@@ -3,8 +3,7 @@
 import json
 import math
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 import yaml
 
 import velodrome as vd
-from velodrome.config import USUAL_LR, SearchSection
+from velodrome.config import SearchSection, usual_lr
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.device import threads
 from velodrome.errors import ConfigError, VelodromeWarning
@@ -23,16 +22,17 @@ from velodrome.lr_search import TRIAL_STEPS, guessing_on, search_before_training
 
 # 40 steps an epoch.
 SMALL = {
-    "limit_train": 2560,
+    "limit_train": 1280,
     "limit_test": 40,
-    "batch_size": 64,
-    "width": 8,
+    "batch_size": 32,
+    "width": 4,
     "epochs": 2,
     "precision": "fp32",
     "crop": 0,
     "cutout": 0,
 }
 FLAGS = [word for key, value in SMALL.items() for word in ("--" + key.replace("_", "-"), str(value))]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 RULES = {"valley", "slide", "steepest", "minimum_tenth", "minimum"}
 
 
@@ -42,13 +42,7 @@ def small(tmp_path: Path, **changes: object) -> vd.Config:
 
 def learnable(tmp_path: Path, **changes: object) -> vd.Config:
     """A run whose test of one epoch, 80 steps, shows that there is something to learn."""
-    return small(tmp_path, **{"batch_size": 32, "optimizer": "adam", "epochs": 1, **changes})
-
-
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "velodrome", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return small(tmp_path, **{"batch_size": 16, "optimizer": "adam", "epochs": 1, **changes})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,6 +62,24 @@ def job_on(images: ImageSet, **changes: object) -> Job:
     """A job on images of one's own, as if they were drawn shapes."""
     config = vd.recipes.quick(**{**SMALL, "limit_train": None, "limit_test": None, **changes})
     return prepare(config, Splits("shapes", images, None, images.take(np.arange(20))), progress=False)
+
+
+def easy(n: int, seed: int) -> ImageSet:
+    """Noisy images, 16 x 16, of ten colours, which are their classes: quick to learn."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n) % 10)
+    colours = np.array([[k % 3, k // 3 % 3, k // 9] for k in range(10)]) * 60
+    images = rng.integers(0, 130, (n, 16, 16, 3)) + colours[labels][:, None, None]
+    return ImageSet(images.astype(np.uint8), labels, tuple("abcdefghij"), [f"{i}.png" for i in range(n)])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def easy_images() -> Iterator[None]:
+    """In place of drawn shapes, which take a larger network and more images to learn."""
+    with pytest.MonkeyPatch.context() as patch:
+        splits = easy(2560, 1), easy(100, 2)
+        patch.setattr("velodrome.data.sources.load_shapes", lambda: splits)
+        yield
 
 
 def noise(n: int, shuffled: bool = True) -> ImageSet:
@@ -311,20 +323,31 @@ def test_a_resumed_run_does_not_search_again(tmp_path: Path, monkeypatch: pytest
 def test_an_epoch_too_short_to_search_in_uses_the_usual_rate_and_says_so(
     optimizer: str, tmp_path: Path
 ) -> None:
-    config = small(tmp_path, limit_train=256, epochs=1, optimizer=optimizer)
-    with pytest.warns(VelodromeWarning, match="an epoch has 4 of the 10 steps"):
+    config = small(tmp_path, limit_train=128, epochs=1, optimizer=optimizer)
+    with pytest.warns(VelodromeWarning, match="takes 10 steps, but an epoch has 4 and all the run 4"):
         run = vd.train(config, progress=False)
-    assert yaml.safe_load((run.path / "config.yaml").read_text())["lr"] == USUAL_LR[optimizer]
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["lr"] == usual_lr(
+        optimizer, config.train.batch_size
+    )
     assert not (run.path / "lr_find.json").exists()
 
 
 def test_where_a_test_finds_nothing_the_usual_rate_is_used_and_the_reason_is_told() -> None:
     job = job_on(noise(64 * 20))
-    with pytest.warns(VelodromeWarning, match="found no learning rate.*LRMAX is 0.1, the usual one for sgd"):
+    with pytest.warns(
+        VelodromeWarning, match="found no learning rate.*LRMAX is 0.025, the usual one for sgd"
+    ):
         found, lr_max = search_before_training(job, lambda *_: None)
     assert found is not None
     assert found.lr_max is None
-    assert lr_max == USUAL_LR["sgd"]
+    assert lr_max == usual_lr("sgd", 32)
+
+
+def test_of_small_data_a_test_sees_a_twelfth_of_the_run(tmp_path: Path) -> None:
+    config = small(tmp_path, limit_train=128, epochs=60, optimizer="adam", batch_size=32)
+    found, _ = search_before_training(prepare(config, progress=False), lambda *_: None)
+    assert found is not None
+    assert len(found.sweeps[0].lrs) == 60 * 4 / 12
 
 
 def test_a_smallest_rate_above_the_one_found_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
@@ -336,8 +359,8 @@ def test_a_smallest_rate_above_the_one_found_is_an_error_and_nothing_is_written(
 # The command.
 
 
-def test_the_command_prints_a_table(tmp_path: Path) -> None:
-    done = command("lr-find", "--data", "shapes", *FLAGS, "--verify", "1", cwd=tmp_path)
+def test_the_command_prints_a_table(tmp_path: Path, command_here: Command) -> None:
+    done = command_here("lr-find", "--data", "shapes", *FLAGS, "--verify", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("valley", "slide", "steepest", "minimum / 10", "LRMAX", "LRMIN", "confidence", "trial"):
         assert word in done.stdout
@@ -346,16 +369,18 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "lr-find-1" / "lr_find.png").exists()
 
 
-def test_with_json_stdout_is_the_file(tmp_path: Path) -> None:
-    done = command("lr-find", "--data", "shapes", *FLAGS, "--json", "--quiet", "--name", "here", cwd=tmp_path)
+def test_with_json_stdout_is_the_file(tmp_path: Path, command_here: Command) -> None:
+    done = command_here(
+        "lr-find", "--data", "shapes", *FLAGS, "--json", "--quiet", "--name", "here", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert json.loads(done.stdout) == json.loads((tmp_path / "runs" / "here" / "lr_find.json").read_text())
 
 
-def test_a_refusal_is_one_line_and_leaves_the_curve(tmp_path: Path) -> None:
+def test_a_refusal_is_one_line_and_leaves_the_curve(tmp_path: Path, command_here: Command) -> None:
     words = ("--lr-start", "50", "--lr-end", "5000", "--steps", "20")
-    done = command("lr-find", "--data", "shapes", *FLAGS, *words, "--quiet", cwd=tmp_path)
+    done = command_here("lr-find", "--data", "shapes", *FLAGS, *words, "--quiet", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -377,9 +402,9 @@ def test_a_refusal_is_one_line_and_leaves_the_curve(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    words: tuple[str, ...], message: str, tmp_path: Path
+    words: tuple[str, ...], message: str, tmp_path: Path, command_here: Command
 ) -> None:
-    done = command("lr-find", "--data", "shapes", *FLAGS, *words, "--quiet", cwd=tmp_path)
+    done = command_here("lr-find", "--data", "shapes", *FLAGS, *words, "--quiet", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -394,7 +419,7 @@ def test_settings_of_the_search_are_checked_in_python_too(tmp_path: Path) -> Non
         vd.lr_find(small(tmp_path), progress=False, steps=3)
 
 
-def test_a_dry_run_says_that_a_search_comes_first(tmp_path: Path) -> None:
-    done = command("train", "--data", "shapes", *FLAGS, "--dry-run", cwd=tmp_path)
+def test_a_dry_run_says_that_a_search_comes_first(tmp_path: Path, command_here: Command) -> None:
+    done = command_here("train", "--data", "shapes", *FLAGS, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "a range test finds it first" in done.stdout

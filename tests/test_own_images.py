@@ -1,6 +1,7 @@
 """A user's own images, from the files to a trained model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,10 +16,11 @@ from PIL import Image
 import velodrome as vd
 from velodrome.cli import main
 from velodrome.config import Config, override
+from velodrome.data.duplicates import exact_duplicates
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.shapes import draw_shapes
 from velodrome.data.sources import load_splits
-from velodrome.errors import DataError, VelodromeWarning
+from velodrome.errors import ConfigError, DataError, VelodromeWarning
 from velodrome.job import prepare
 from velodrome.training.loop import NO_SCORES, fit
 
@@ -106,6 +108,84 @@ def test_corrected_labels_come_back(tmp_path: Path) -> None:
     assert corrected.classes[corrected.labels[0]] == "star"
 
 
+def data_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["train", *words, "--dry-run", "--json", "--quiet"]) == 0
+    return json.loads(capsys.readouterr().out)["data"]
+
+
+def test_what_is_found_is_what_is_there_after_corrections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = textures(tmp_path / "data", per_class=20)
+    shutil.copy(path / "dots" / "000.jpg", path / "waves" / "wrong.jpg")
+    with pytest.warns(VelodromeWarning, match="more than one class"):
+        before = load(path)
+    table = tmp_path / "corrections.csv"
+    table.write_text("path,label\nwaves/wrong.jpg,dots\n", encoding="utf-8")
+    after = load(path, labels=str(table)).found
+    assert before.found["conflicts"]
+    assert after["conflicts"] == []
+    assert [row["train"] + row["test"] for row in after["classes"]] == [21, 20, 20]
+    words = ["data", "check", str(path), "--labels", str(table), "--runs-dir", str(tmp_path / "runs")]
+    capsys.readouterr()
+    assert main([*words, "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["conflicts"] == []
+
+
+def test_a_dry_run_says_what_is_left_to_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(textures(tmp_path / "data", per_class=20)), "--width", "4"]
+    assert data_line(words, capsys).endswith("; would be prepared first, once")
+    load(tmp_path / "data")
+    assert data_line(words, capsys) == "data: 48 training, 12 test images of 64x64, 3 classes"
+    cropped = [*words, "--random-resized-crop", "0.5"]  # which needs larger ones
+    assert data_line(cropped, capsys).endswith("; would be prepared first, once")
+    load_splits(override(Config(), {"data": str(tmp_path / "data")}).data, 0, enlarged=True, progress=False)
+    assert data_line(cropped, capsys) == "data: 48 training, 12 test images of 64x64, 3 classes"
+
+
+def test_a_dry_run_says_that_an_archive_is_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", textures(tmp_path / "data", 10)))
+    words = ["--data", str(path), "--width", "4"]
+    assert data_line(words, capsys).endswith("; unpacked in the cache, would be prepared first, once")
+    load(path)
+    assert data_line(words, capsys) == "packed.zip: 24 training, 6 test images of 64x64, 3 classes"
+
+
+def test_a_dry_run_of_arrays_prepares_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = draw_shapes(100, 0)
+    np.savez(tmp_path / "arrays.npz", images=images.images_u8, labels=images.labels)
+    words = ["--data", str(tmp_path / "arrays.npz"), "--width", "4"]
+    assert data_line(words, capsys).startswith("arrays.npz: 80 training, 20 test images of 32x32")
+    assert "prepared" not in data_line(words, capsys)
+
+
+def test_the_same_image_is_the_same_in_whatever_size_it_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    shapes_folder(path)
+    leaked = next((path / "train").rglob("*.png"))
+    shutil.copy(leaked, path / "test" / leaked.parent.name / "leaked.png")
+    config = override(Config(), {"data": str(path)})
+    with pytest.warns(VelodromeWarning, match="1 is the same as a training image and 0 nearly the same"):
+        splits = load_splits(config.data, 0, enlarged=True, progress=False)
+    assert [part.images_u8.shape[1] for part in (splits.train, splits.test)] == [40, 32]
+    (found,) = exact_duplicates(splits.test, splits.train).found
+    assert Path(splits.test.paths[found.test]).name == "leaked.png"
+    assert Path(splits.train.paths[found.train]).name == leaked.name
+
+
+def test_images_to_train_on_are_as_those_of_a_larger_size_and_those_to_test_on_are_not(
+    tmp_path: Path,
+) -> None:
+    path = textures(tmp_path / "data", per_class=12)
+    plain, larger = load(path), load(path, image_size=80)
+    enlarged = load_splits(override(Config(), {"data": str(path)}).data, 0, enlarged=True, progress=False)
+    assert np.array_equal(enlarged.train.images_u8, larger.train.images_u8)
+    assert np.array_equal(enlarged.test.images_u8, plain.test.images_u8)
+    assert enlarged.train.paths == plain.train.paths
+
+
 def test_bad_files_stop_before_anything_and_are_all_named(tmp_path: Path) -> None:
     path = shapes_folder(tmp_path / "data")
     for name in ("a.png", "b.jpg"):
@@ -130,6 +210,27 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, capsys: pytest.C
     assert "images" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_with_images_that_have_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = shapes_folder(tmp_path / "data"), tmp_path / "runs" / "one"
+    words = ["train", "--data", str(path), "--width", "4", "--epochs", "1", "--lr", "0.02", "--quiet"]
+    assert main([*words, "--runs-dir", str(tmp_path / "runs"), "--name", "one"]) == 0
+    path.rename(tmp_path / "moved")
+    assert main(["evaluate", str(run), "--quiet"]) == 2
+    assert f"name the new place in the line `data:` of {run / 'config.yaml'}" in capsys.readouterr().err
+    before = (run / "model.safetensors").read_bytes()
+    (run / "result.json").unlink()
+    assert main(["resume", str(run), "--quiet"]) == 2
+    assert f"If it has moved: velodrome resume {run} --data PATH" in capsys.readouterr().err
+    others = textures(tmp_path / "others", per_class=10)
+    assert main(["resume", str(run), "--quiet", "--data", str(others)]) == 2
+    assert "it was trained on other images" in capsys.readouterr().err
+    assert main(["resume", str(run), "--quiet", "--data", str(tmp_path / "moved")]) == 0
+    assert (run / "model.safetensors").read_bytes() == before
+    assert main(["evaluate", str(run), "--quiet"]) == 0  # the run knows where they are now
+
+
 def test_data_check_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = shapes_folder(tmp_path / "data")
     words = ["data", "check", str(path), "--runs-dir", str(tmp_path / "runs"), "--json", "--quiet"]
@@ -139,6 +240,28 @@ def test_data_check_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(file.name for file in folder.iterdir()) == ["contact_sheet.png", "data_check.json"]
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 100
+
+
+def test_own_images_are_checked_and_cleared_from_python(tmp_path: Path) -> None:
+    path = textures(tmp_path / "data", per_class=10)
+    settings = {"image_size": 24, "runs_dir": tmp_path / "runs"}
+    checks = [
+        vd.check_data(path, progress=False, **settings),
+        vd.check_data(str(path), progress=False, **settings),
+        vd.check_data(vd.recipes.folder(data=str(path), **settings), progress=False),
+    ]
+    assert [check.to_dict()["images"] for check in checks] == [30, 30, 30]
+    assert {check.own.side for check in checks} == {24}
+    assert [check.path.name for check in checks] == ["data-check-1", "data-check-2", "data-check-3"]
+    assert "dots" in checks[0]._repr_html_()
+    assert vd.clear_data(path) > 30 * 24 * 24 * 3
+    assert vd.clear_data(str(path)) == 0
+    with pytest.raises(ConfigError, match="image_siz"):
+        vd.check_data(path, image_siz=24)
+    with pytest.raises(ConfigError, match="'shapes'"):
+        vd.check_data("shapes")
+    with pytest.raises(ConfigError, match="'shapes'"):
+        vd.clear_data("shapes")
 
 
 def test_data_clear_gives_the_disk_back(
@@ -153,16 +276,25 @@ def test_data_clear_gives_the_disk_back(
     assert len(load(path).train) == 200
 
 
-@pytest.mark.parametrize("own", [shapes_folder, textures])
-def test_training_with_no_other_option_is_better_than_chance(
-    tmp_path: Path, own: object, capsys: pytest.CaptureFixture[str]
+def trained_on(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+    words = ["train", "--data", str(path), "--runs-dir", str(path.parent / "runs"), "--json", "--quiet"]
+    assert main([*words, *options]) == 0
+    result: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+def test_training_with_no_other_option_recognises_most_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = own(tmp_path / "data")  # type: ignore[operator]
-    words = ["train", "--data", str(path), "--runs-dir", str(tmp_path / "runs"), "--json", "--quiet"]
-    assert main([*words, "--width", "8", "--epochs", "20", "--lr", "0.05"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = trained_on(textures(tmp_path / "data", per_class=24, sides=(40, 60)), capsys)
     assert result["recipe"] == "folder"
-    assert result["test_accuracy"] > 2 / len(result["classes"])
+    assert result["test_accuracy"] > 0.7
+    assert (tmp_path / "runs" / "folder-1" / "lr_find.json").exists()
+
+
+def test_a_narrow_network_learns_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = trained_on(shapes_folder(tmp_path / "data"), capsys, "--width", "8", "--epochs", "20")
+    assert result["test_accuracy"] > 2 / 10
 
 
 def test_a_script_may_train_without_a_guard(tmp_path: Path) -> None:

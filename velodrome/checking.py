@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from velodrome.config import NAMED_DATA, Config, is_own
+from velodrome.config import NAMED_DATA, Config, is_own, override
 from velodrome.data.own.contact_sheet import contact_sheet
 from velodrome.data.own.findings import Findings
 from velodrome.data.own.own_data import OwnData, read_own
 from velodrome.data.own.prepared import clear, clear_all
 from velodrome.data.sources import telling
 from velodrome.errors import ConfigError
+from velodrome.recipes import folder
 from velodrome.run.folder import (
     RunFolder,
     check_can_write,
@@ -49,20 +52,27 @@ class DataCheck:
         """The content of data_check.json."""
         return self.own.to_dict()
 
+    def _repr_html_(self) -> str:
+        sheet = base64.b64encode(RunFolder(self.path).contact_sheet.read_bytes()).decode()
+        return f'<pre>{html.escape(str(self))}</pre><img src="data:image/png;base64,{sheet}">'
 
-def check_data(config: Config, *, progress: bool = True) -> DataCheck:
+
+def check_data(data: Config | Path | str, *, progress: bool = True, **settings: object) -> DataCheck:
     """Look through a user's images as training would, and write down what is found.
 
     Leaves a folder with data_check.json and contact_sheet.png, and the images prepared in the cache.
 
     Args:
-        config: its data section says which images; its run section, where the folder goes.
+        data: path of the images, or whatever else the setting `data` may be; or a whole config.
         progress: say on stderr what takes time.
+        settings: such as `image_size`, `test_fraction` or `labels`, and `runs_dir`, where the folder goes.
 
     Raises:
+        ConfigError: a setting is wrong, or the data set is one that velodrome knows by name.
         DataError: there is no data set there.
         RunError: the folder cannot be made.
     """
+    config = override(data if isinstance(data, Config) else folder(data=str(data)), settings)
     if not is_own(config.data.data):
         raise ConfigError(
             f"data is {config.data.data!r}, which is verified whenever it is read.",
@@ -73,11 +83,10 @@ def check_data(config: Config, *, progress: bool = True) -> DataCheck:
     with telling(progress) as (say, bar):
         own = read_own(config.data, say=say, bar=bar)
 
-    def fill(draft: RunFolder) -> None:
-        write_check(draft, own)
-
-    folder = create_run(config.run.runs_dir, config.run.name, "data-check", fill)
-    return DataCheck(own, folder.path)
+    made = create_run(
+        config.run.runs_dir, config.run.name, "data-check", lambda draft: write_check(draft, own)
+    )
+    return DataCheck(own, made.path)
 
 
 def write_check(folder: RunFolder, own: OwnData) -> None:
@@ -90,8 +99,14 @@ def write_check(folder: RunFolder, own: OwnData) -> None:
     write_atomically(folder.contact_sheet, contact_sheet(own.findings.contents, own.pick, own.name))
 
 
-def clear_data(data: str | None) -> int:
-    """Remove what was prepared of a user's images, or of all that ever were; returns the bytes freed.
+def clear_data(data: Path | str | None) -> int:
+    """Remove from the cache what was prepared of a user's images; the images themselves stay.
+
+    Args:
+        data: path of the images, or hf:NAME; None for all that were ever prepared.
+
+    Returns:
+        The bytes that were freed.
 
     Raises:
         ConfigError: it is one of the named data sets.
@@ -99,8 +114,8 @@ def clear_data(data: str | None) -> int:
     """
     if data is None:
         return clear_all()
-    if data in NAMED_DATA:
+    if str(data) in NAMED_DATA:
         raise ConfigError(
-            f"data is {data!r}, but only own images are prepared.", "Give the path of your own images."
+            f"data is {str(data)!r}, but only own images are prepared.", "Give the path of your own images."
         )
-    return clear(Path(data))
+    return clear(Path(data).expanduser())

@@ -27,8 +27,10 @@ Auto = Literal["auto"]
 # Such as "10%", of LRMAX.
 Percent = typing.NewType("Percent", str)
 
-# LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md.
+# LRMAX by optimizer where a range test is out of the question, from benchmarks/lr_regret.md: for batches of
+# this size.
 USUAL_LR = {"sgd": 0.1, "adam": 5e-3, "adamw": 5e-3, "muon": 0.1}
+USUAL_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -396,6 +398,10 @@ class TrainSection:
     body_lr_scale: float = setting(
         1.0, "learning rate of all but the classifier, as a multiple of lr, for --init", above(0)
     )
+    sync_bn: bool = setting(
+        False,
+        "several ranks on GPUs: batch norm takes its statistics over the whole batch, not over each part",
+    )
     early_stop: int | None = setting(
         None,
         "stop after so many epochs without a lower validation loss; keeps the weights of the best",
@@ -582,6 +588,11 @@ def check(config: Config) -> Config:
                     f"Leave out --{key.replace('_', '-')}, or use --model resnet9.",
                 )
     limit, batch, ghost = config.data.limit_train, train.batch_size, config.model.ghost_batch
+    if train.sync_bn and ghost is not None:
+        raise ConfigError(
+            f"sync_bn is on, but ghost_batch is {ghost}: statistics of the whole batch or of parts of it.",
+            "Leave out --sync-bn or --ghost-batch.",
+        )
     if is_auto(batch):  # it will fit the data
         return config
     if ghost is not None and ghost > batch:
@@ -595,6 +606,16 @@ def check(config: Config) -> Config:
             f"Use --batch-size {limit} or smaller, or a higher --limit-train.",
         )
     return config
+
+
+def usual_lr(optimizer: str, batch_size: int) -> float:
+    """LRMAX where a range test is out of the question; smaller batches, whose gradients are noisier, have less.
+
+    It falls with the square root of the batch size, which keeps the variance of the steps (A. Krizhevsky,
+    "One weird trick for parallelizing convolutional neural networks", arXiv:1404.5997).
+    """
+    share = math.sqrt(min(1.0, batch_size / USUAL_BATCH))
+    return float(f"{USUAL_LR[optimizer] * share:.2g}")
 
 
 def to_dict(config: Config) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len
 
-from velodrome.config import Config, is_own, override
+from velodrome.config import HUB, Config, is_own, override
 from velodrome.data.image_files import Failure
 from velodrome.data.imageset import ImageSet
-from velodrome.data.labelled_folder import read_labelled_folder
-from velodrome.data.sources import load_splits
+from velodrome.data.own.listing import check_known
+from velodrome.data.own.own_data import read_to_judge
+from velodrome.data.sources import check_is_there, load_splits, telling
 from velodrome.device import pick_device, pick_precision
-from velodrome.errors import DataError, VelodromeWarning, did_you_mean, visible
+from velodrome.errors import VelodromeWarning, visible
 from velodrome.evaluation.gallery import write_samples
 from velodrome.evaluation.gradcam import DEFAULT_LAYER, check_stage
 from velodrome.evaluation.metrics import Evaluation
@@ -129,6 +131,8 @@ def evaluate_own(
         VelodromeError: the data are missing or not those of the run, the network has no such stage, or a file
             cannot be written.
     """
+    moved = f"If it has moved, name the new place in the line `data:` of {folder.config}."
+    check_is_there(config.data, moved)
     splits = load_splits(config.data, config.run.seed, enlarged=config.augment.takes_parts)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)
@@ -139,9 +143,17 @@ def evaluate_own(
 
 
 def evaluate_other(
-    folder: RunFolder, config: Config, classifier: Classifier, trained: Trained, data: str
+    folder: RunFolder,
+    config: Config,
+    classifier: Classifier,
+    trained: Trained,
+    data: str,
+    *,
+    progress: bool = True,
 ) -> Assessment:
     """Evaluate a run on other images of its classes; writes to a folder of that name in `evaluations`.
+
+    Of a data set with images to test on these are taken, else those to choose by, else all.
 
     Warns (VelodromeWarning) of every file that cannot be read.
 
@@ -150,13 +162,14 @@ def evaluate_other(
         config: of the run; its `data_root` says where data sets lie.
         classifier: of the run.
         trained: its network, as it is to be asked.
-        data: name of a data set, or path of a folder with a folder of images for each class.
+        data: a data set, as in the config.
+        progress: say on stderr what takes time.
 
     Raises:
-        VelodromeError: the data are missing or have a class that the run does not know, or a file cannot be
-            written.
+        VelodromeError: the data are missing or have images of a class that the run does not know, or a file
+            cannot be written.
     """
-    images, failed = _other_images(config, classifier, data)
+    images, failed = _other_images(config, classifier, data, progress=progress)
     for failure in failed:
         message = f"{visible(str(failure.path))} cannot be read: {failure.reason}."
         warnings.warn(message, VelodromeWarning, stacklevel=2)
@@ -169,22 +182,40 @@ def evaluate_other(
     figures = write_results(
         place, trained, images, data=shown, train=None, baseline=baseline, layer=None, failed=failed
     ).figures
-    return Assessment(figures, place.path, baseline.change(figures) if baseline else None, tuple(failed))
+    return Assessment(figures, place.path, baseline.change(figures) if baseline else None, failed)
 
 
 def _baseline(answers: Answers, data: str) -> Baseline:
     return Baseline(data, len(answers), len(answers) - len(answers.wrong))
 
 
-def _other_images(config: Config, classifier: Classifier, data: str) -> tuple[ImageSet, list[Failure]]:
-    """The test images of a data set, or those in a folder, with labels as the model numbers its classes."""
-    if is_own(data):
-        return read_labelled_folder(
-            Path(data), classifier.classes, classifier.image_size, classifier.image_fit
-        )
-    section = override(Config(), {"data": data, "data_root": config.data.data_root}).data
-    images = load_splits(section, config.run.seed).test
-    return _as_known(images, classifier.classes, data), []
+def is_own_data(config: Config, data: str) -> bool:
+    """Whether a data set is that of the run, however its path is written."""
+    ours = config.data.data
+    with contextlib.suppress(OSError, ValueError):  # one of them is not there
+        if is_own(ours) and is_own(data):
+            return Path(data).expanduser().samefile(ours)
+    return data == ours
+
+
+def _other_images(
+    config: Config, classifier: Classifier, data: str, *, progress: bool
+) -> tuple[ImageSet, tuple[Failure, ...]]:
+    """The images of a data set to judge the model by, in its size, and the files that cannot be read."""
+    settings = {
+        "data": data,
+        "data_root": config.data.data_root,
+        "image_size": classifier.image_size[0],
+        "image_fit": classifier.image_fit,
+        "cache_by": config.data.cache_by,
+    }
+    section = override(Config(), settings).data
+    if not is_own(data):
+        test = load_splits(section, config.run.seed, progress=progress).test
+        return _as_known(test, classifier.classes, data), ()
+    with telling(progress) as (say, bar):
+        images, failed = read_to_judge(section, classifier.classes, say=say, bar=bar)
+    return _as_known(images, classifier.classes, data), failed
 
 
 def _as_known(images: ImageSet, classes: tuple[str, ...], data: str) -> ImageSet:
@@ -193,20 +224,16 @@ def _as_known(images: ImageSet, classes: tuple[str, ...], data: str) -> ImageSet
     Raises:
         DataError: they have a class that is not among `classes`.
     """
-    unknown = [name for name in images.classes if name not in classes]
-    if unknown:
-        raise DataError(
-            f"Data {data} has the class {visible(unknown[0])!r}, but the model knows no such class.",
-            did_you_mean(unknown[0], [visible(name) for name in classes]),
-        )
-    numbers = np.array([classes.index(name) for name in images.classes])
-    return replace(images, labels=numbers[images.labels], classes=classes)
+    check_known(data, [images.classes[label] for label in np.unique(images.labels)], classes)
+    number = {name: label for label, name in enumerate(classes)}
+    numbers = np.array([number.get(name, -1) for name in images.classes])
+    return replace(images, labels=numbers[images.labels], classes=tuple(classes))
 
 
 def _folder_name(data: str) -> str:
     """A plain folder name of its own for each data set or path."""
     if not is_own(data):
         return data
-    path = os.fsencode(Path(data).resolve())
+    path = os.fsencode(data if data.startswith(HUB) else Path(data).expanduser().resolve())
     plain = re.sub(r"[^\w.-]+", "-", os.fsdecode(Path(path.decode("utf-8", "replace")).name))[:60].strip("-.")
     return f"{plain or 'folder'}-{blake2b(path, digest_size=4).hexdigest()}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from velodrome.config import Config, ModelSection, made_of, override
 from velodrome.errors import ConfigError
-from velodrome.run.checkpoint import load_weights
 from velodrome.run.folder import open_run
-from velodrome.training.optim import classifier_of
+from velodrome.run.weights_header import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # What a network computes, and so may be another than in the run that it starts from.
 FREE = ("dropout", "ghost_batch", "init")
@@ -33,6 +33,10 @@ def start_from(network: nn.Module, model: ModelSection, classes: Sequence[str]) 
         RunError: there is no such run, or it has no weights yet.
         ConfigError: the run has another network.
     """
+    # Who wants to know the network of a run alone has no need of torch.
+    from velodrome.run.checkpoint import load_weights  # noqa: PLC0415
+    from velodrome.training.optim import classifier_of  # noqa: PLC0415
+
     assert model.init is not None
     tensors, about = load_weights(open_run(model.init).model)
     _check_same_network(model, about)
@@ -46,10 +50,12 @@ def start_from(network: nn.Module, model: ModelSection, classes: Sequence[str]) 
 def network_of(path: Path) -> dict[str, Any]:
     """The settings of the network that a run has trained, as those of a run that starts from it.
 
+    Reads no weights.
+
     Raises:
         RunError: there is no such run, or it has no weights yet.
     """
-    _, about = load_weights(open_run(path).model)
+    about = read_header(open_run(path).model)
     return {key: value for key, value in about["model"].items() if key not in FREE}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from velodrome.config import USUAL_LR, SearchSection, settings_of_training
+from velodrome.config import SearchSection, settings_of_training, usual_lr
 from velodrome.device import memory_kept
 from velodrome.errors import TrainingError, VelodromeWarning
 from velodrome.events import EpochDone
@@ -37,6 +37,9 @@ from velodrome.training.schedule import make_schedule, resolve_lr, squeeze_sched
 
 # Steps of each trial run: about an epoch of the reference recipe.
 TRIAL_STEPS = 100
+# A test before training may take an epoch, or this share of all steps where that is more: of small data an
+# epoch shows too little.
+SEARCH_SHARE = 1 / 12
 # Neighbouring candidates are this factor apart; closer ones could not be told apart by so short a run.
 CANDIDATES_APART = 2.0
 # A trial that is judged by its training loss is judged by this last part of its steps.
@@ -88,23 +91,25 @@ def search_job(job: Job, search: SearchSection, tell: Tell = lambda *_: None) ->
 
 
 def search_before_training(job: Job, tell: Tell) -> tuple[LRFinding | None, float]:
-    """LRMAX for a run, at the cost of an epoch at most, and the search behind it, if there was one.
+    """LRMAX for a run, at the cost of an epoch or a twelfth of the run, and the search behind it, if any.
 
-    Warns (VelodromeWarning) where an epoch is too short for a test or the test finds nothing: LRMAX is then
+    Warns (VelodromeWarning) where that is too short for a test or the test finds nothing: LRMAX is then
     the usual one, so that small batches and small data, of which a test may see too little, can be trained.
     """
-    steps, optimizer = min(STEPS, job.loader.steps_per_epoch), job.config.train.optimizer
-    usual = f"{USUAL_LR[optimizer]:g}, the usual one for {optimizer}. Choose another with --lr."
+    steps = min(STEPS, max(job.loader.steps_per_epoch, round(SEARCH_SHARE * job.total_steps)))
+    optimizer, batch_size = job.config.train.optimizer, job.config.train.batch_size
+    lr = usual_lr(optimizer, batch_size)
+    usual = f"{lr:g}, the usual one for {optimizer} and batches of {batch_size}. Choose another with --lr."
     if steps < FEWEST_STEPS:
         _warn(
-            f"The learning rate is not searched for, as an epoch has {steps} of the {FEWEST_STEPS} steps "
-            f"that it takes: LRMAX is {usual}"
+            f"The learning rate is not searched for, as that takes {FEWEST_STEPS} steps, but an epoch has "
+            f"{job.loader.steps_per_epoch} and all the run {job.total_steps}: LRMAX is {usual}"
         )
-        return None, USUAL_LR[optimizer]
+        return None, lr
     found = search_job(job, SearchSection(steps=steps), tell)
     if found.lr_max is None:
         _warn(f"The range test found no learning rate. {found.refusal} Meanwhile LRMAX is {usual}")
-    return found, found.lr_max or USUAL_LR[optimizer]
+    return found, found.lr_max or lr
 
 
 def _warn(message: str) -> None:

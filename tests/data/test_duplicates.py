@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def test_the_same_bytes_in_another_shape_are_another_image(train):
 def test_labels_are_compared_by_name(train):
     turned = image_set(train.images_u8[:1], [1], ("dog", "cat"))
     assert exact_duplicates(turned, train).found == (Duplicate(0, 0, True),)
+
+
+def test_checksums_that_are_there_already_are_compared_whatever_the_size(train, random_images, monkeypatch):
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("images are hashed again")
+
+    monkeypatch.setattr("velodrome.data.duplicates.blake2b", never)
+    known = replace(train, digests=np.arange(6, dtype=np.uint8)[:, None])
+    test = image_set(random_images(3, height=4, width=4), [1, 0, 0])
+    test = replace(test, digests=np.array([[9], [5], [1]], np.uint8))
+    assert exact_duplicates(test, known).found == (Duplicate(1, 5, False), Duplicate(2, 1, True))
+    assert exact_duplicates(test.take(np.array([2])), known).found == (Duplicate(0, 1, True),)
 
 
 def test_sets_without_images(train, random_images):

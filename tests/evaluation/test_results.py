@@ -114,3 +114,18 @@ def test_views_are_in_the_precision_of_the_run(model, coloured_images):
     single = answers_of(trained(model, "shift"), images)[1]
     assert half.dtype == torch.float32
     assert not torch.equal(half, single)
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "expected"),
+    [
+        (32, "cpu", 500),
+        (8, "cpu", 500),
+        (64, "cpu", 125),
+        (256, "cpu", 7),
+        (4096, "cpu", 1),
+        (64, "cuda", 500),
+    ],
+)
+def test_large_images_are_answered_fewer_at_once(side: int, device: str, expected: int) -> None:
+    assert predict.at_once(500, (side, side), torch.device(device)) == expected

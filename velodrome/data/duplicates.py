@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
@@ -46,18 +46,27 @@ class Duplicates:
 def exact_duplicates(test: ImageSet, train: ImageSet) -> Duplicates:
     """The test images that are, byte for byte, in the training set too.
 
-    Images of another size are never the same. Labels are compared by the names of their classes.
+    Where both have checksums, these are compared. Else images of another size are never the same. Labels are
+    compared by the names of their classes.
 
     Args:
         test: images to look for.
         train: images to look among.
     """
+    if test.digests is not None and train.digests is not None:
+        return _same(test, map(bytes, test.digests), train, map(bytes, train.digests))
     if test.images_u8.shape[1:] != train.images_u8.shape[1:]:
         return Duplicates(())
+    return _same(test, _digests(test), train, _digests(train))
+
+
+def _same(
+    test: ImageSet, test_digests: Iterable[bytes], train: ImageSet, train_digests: Iterable[bytes]
+) -> Duplicates:
     first: dict[bytes, int] = {}
-    for index, digest in enumerate(_digests(train)):
+    for index, digest in enumerate(train_digests):
         first.setdefault(digest, index)
-    matches = ((index, first.get(digest)) for index, digest in enumerate(_digests(test)))
+    matches = ((index, first.get(digest)) for index, digest in enumerate(test_digests))
     return Duplicates(
         tuple(
             Duplicate(index, match, _class_of(test, index) == _class_of(train, match))
@@ -67,7 +76,7 @@ def exact_duplicates(test: ImageSet, train: ImageSet) -> Duplicates:
     )
 
 
-def _digests(images: ImageSet) -> Iterator[bytes]:
+def _digests(images: ImageSet) -> Iterable[bytes]:
     """A hash of the pixels of each image; two images with the same one are taken to be the same."""
     return (blake2b(image.data, digest_size=_DIGEST_BYTES).digest() for image in images.images_u8)
 

@@ -85,12 +85,15 @@ class ImageSet:
         labels: (N,) int64, each in [0, len(classes)).
         classes: the class names; a label is an index into them.
         paths: N names, where each image came from (a file name, or a made-up one for drawn images).
+        digests: (N, B) uint8, checksums that are the same where images of one data set are, in whatever size
+            they are held here; None where nobody has computed them.
     """
 
     images_u8: AnyImages
     labels: Labels
     classes: tuple[str, ...]
     paths: Sequence[str]
+    digests: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +106,7 @@ class ImageSet:
             self.labels[indices],
             self.classes,
             [self.paths[int(i)] for i in indices],
+            None if self.digests is None else self.digests[indices],
         )
 
 

@@ -19,6 +19,7 @@ from velodrome.data.imageset import AnyImages, ImageSet, MappedImages, Normalisa
 from velodrome.data.mixing import soft_labels
 from velodrome.data.reading import Reader
 from velodrome.data.streams import ORDER, generator, to_device
+from velodrome.distributed import ALONE, World
 from velodrome.errors import ConfigError
 
 
@@ -29,9 +30,26 @@ class Kind(NamedTuple):
     side: int | None
 
 
+class Share(NamedTuple):
+    """What one of several ranks has of a batch.
+
+    Attributes:
+        images: how many.
+        batch: images of the whole batch.
+        of_loss: weight of the mean loss over the rank's images in that over the batch, in [0, 1]; a float, or
+            () float32 on the device where classes have weights.
+    """
+
+    images: int
+    batch: int
+    of_loss: float | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Epoch:
     """The batches of one epoch; `epoch[step]` makes the batch of that step and only that.
+
+    Of several ranks, each makes its part of a batch.
 
     Attributes:
         loader: whose images.
@@ -59,15 +77,49 @@ class Epoch:
 
     def batch(self, step: int, side: int | None) -> tuple[Tensor, Tensor]:
         """The batch of a step, its images scaled to `side` pixels; not at all if that is None."""
-        start = step * self.loader.batch_size
-        stop = min(start + self.loader.batch_size, len(self.order))
-        picked, images = self.order[start:stop], self.loader.images_u8
+        if self.tables.mixing is not None and not self.loader.world.is_alone:
+            return self._part_with_partners(step, side)
+        rows = self.loader.rows(step)
+        picked, images = self.order[rows.start : rows.stop], self.loader.images_u8
         if isinstance(images, Reader):
-            following = self.order_on_host[stop : stop + self.loader.batch_size]
-            images_u8 = images.read(self.order_on_host[start:stop], following if len(following) else None)
+            following = self._numbers(self.loader.rows(step + 1))
+            images_u8 = images.read(self._numbers(rows), following if len(following) else None)
         else:
             images_u8 = images[picked]
-        return self.loader.make(images_u8, picked, self.tables.rows(start, stop), side)
+        return self.loader.make(images_u8, picked, self.tables.rows(rows.start, rows.stop), side)
+
+    def _numbers(self, rows: range) -> NDArray[np.int64]:
+        """Which images stand at these positions."""
+        return self.order_on_host[rows.start : rows.stop]
+
+    def _part_with_partners(self, step: int, side: int | None) -> tuple[Tensor, Tensor]:
+        """This rank's part of a batch whose images are mixed with those at the mirrored positions."""
+        own, batch = self.loader.rows(step), self.loader.batch_rows(step)
+        ends = batch.start + batch.stop
+        partners = range(ends - own.stop, ends - own.start)
+        # In this order each image meets its partner, as `mix` mirrors what it is given.
+        rows = to_device(torch.tensor([*own, *partners]), self.order.device)
+        images, labels = self.batch_of(rows, side)
+        return images[: len(own)], labels[: len(own)]
+
+    def share(self, step: int) -> Share:
+        """What this rank has of the batch of a step."""
+        batch = self.loader.batch_rows(step)
+        part = self.loader.world.part_of(len(batch))
+        if self.loader.class_weights is None:
+            return Share(len(part), len(batch), len(part) / len(batch))
+        weights = self._weights(batch, self.loader.kind(self.number, step).side)
+        return Share(len(part), len(batch), weights[part.start : part.stop].sum() / weights.sum())
+
+    def _weights(self, rows: range, side: int | None) -> Tensor:
+        """How much each image at these positions weighs in the loss, (N,) float32."""
+        assert self.loader.class_weights is not None
+        labels = self.loader.labels[self.order[rows.start : rows.stop]]
+        mixing = self.tables.rows(rows.start, rows.stop).mixing
+        if mixing is None:
+            return self.loader.class_weights[labels]
+        size = self.loader.size if side is None else (side, side)
+        return soft_labels(labels, mixing, self.loader.classes, *size) @ self.loader.class_weights
 
     def batch_of(self, rows: Tensor, side: int | None) -> tuple[Tensor, Tensor]:
         """The same of the positions `rows` (B,) int64 of the epoch, which lie on the device.
@@ -88,14 +140,14 @@ class Epoch:
 class Loader:
     """Training batches from images that lie on the device or, where there are too many for that, in a file.
 
-    The order and the augmentation of an epoch are a function of (seed, epoch) alone. The last batch of an
-    epoch is kept even where it is smaller, unless `drop_last` is set.
+    The order and the augmentation of an epoch are a function of (seed, epoch) alone, however many ranks make
+    its batches. The last batch of an epoch is kept even where it is smaller, unless `drop_last` is set.
 
     Args:
         images: to train on.
         normalisation: constants of the training images.
         augment: what is done to each image.
-        batch_size: images a step.
+        batch_size: images a step, on all ranks together.
         seed: of the run.
         device: where batches are made; images lie there too, unless they are `MappedImages`.
         epochs: of the run, over which its `resolutions` are spread; later ones keep the last.
@@ -104,6 +156,7 @@ class Loader:
         balance: "sampling" draws rare classes as often as the others, "weights" has `class_weights`, "none"
             neither.
         steps: of the run, where its last epoch is cut short.
+        world: the ranks that make the batches, each its part.
 
     Raises:
         ConfigError: the augmentation does not fit the size of the images, or there is nothing to mix with.
@@ -123,6 +176,7 @@ class Loader:
         side: int | None = None,
         balance: str = "none",
         steps: int | None = None,
+        world: World = ALONE,
     ) -> None:
         self.device = device
         self.images_u8 = _at_hand(images.images_u8, device)  # (N, H, W, 3) uint8
@@ -139,6 +193,7 @@ class Loader:
         self.side = side
         self.balance = balance
         self.steps = steps
+        self.world = world
         weights = class_weights(images.labels, self.classes) if balance == "weights" else None
         # (classes,) float32, by which the loss of each image is weighed; None where that changes nothing
         self.class_weights = None if weights is None else torch.from_numpy(weights).to(device)
@@ -205,6 +260,21 @@ class Loader:
             if left < 0:
                 return side
         return parts[-1][0]
+
+    def batch_rows(self, step: int) -> range:
+        """The positions of an epoch that the batch of a step takes."""
+        start = step * self.batch_size
+        return range(start, max(start, min(start + self.batch_size, len(self.labels))))
+
+    def rows(self, step: int) -> range:
+        """Those of them whose images this process makes.
+
+        A rank that has no part in a small batch works on that of the first rank all the same, as all ranks
+        must go through the same motions; it has no share in the loss.
+        """
+        batch = self.batch_rows(step)
+        part = self.world.part_of(len(batch)) or self.world.part_of(len(batch), rank=0)
+        return batch[part.start : part.stop]
 
     def kind(self, epoch: int, step: int) -> Kind:
         """What kind of batch a step within an epoch has."""
@@ -281,9 +351,16 @@ def _check_mixing(augment: AugmentSection, batch_size: int) -> None:
 
 
 def batches_in_order(
-    images: ImageSet, normalisation: Normalisation, batch_size: int, device: torch.device
+    images: ImageSet,
+    normalisation: Normalisation,
+    batch_size: int,
+    device: torch.device,
+    world: World = ALONE,
 ) -> Iterator[Tensor]:
-    """All images once, in order and without augmentation: (B, 3, H, W) float32 channels_last."""
-    for start in range(0, len(images), batch_size):
+    """All images once, in order and without augmentation: (B, 3, H, W) float32 channels_last.
+
+    Of several ranks each has a batch in turn.
+    """
+    for start in range(world.rank * batch_size, len(images), world.size * batch_size):
         images_u8 = torch.from_numpy(images.images_u8[start : start + batch_size]).to(device)
         yield aug.normalise(images_u8, normalisation)

@@ -16,13 +16,14 @@ import pooch  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from velodrome.config import DataSection, is_auto, is_own
+from velodrome.config import HUB, DataSection, is_auto, is_own
 from velodrome.data.cifar import PUBLISHED, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
+from velodrome.data.own.collecting import Bar, Say, path_of, resized
 from velodrome.data.own.labels import apply_corrections, read_corrections
-from velodrome.data.own.own_data import Bar, OwnData, Say, blank, blank_own, read_own, resized
+from velodrome.data.own.own_data import OwnData, blank, blank_own, left_to_prepare, read_own, tell_corrected
 from velodrome.data.shapes import load_shapes
-from velodrome.errors import ConfigError, VelodromeWarning
+from velodrome.errors import ConfigError, DataError, VelodromeWarning, visible
 
 # Apart from every other use of the run's seed.
 VALIDATION_STREAM = 1000
@@ -51,15 +52,14 @@ def load_splits(data: DataSection, seed: int, *, enlarged: bool = False, progres
         DataError: images are missing or damaged.
         ConfigError: the validation share leaves no image to train on, or takes none.
     """
-    if is_own(data.data):
-        with telling(progress) as (say, bar):
+    with telling(progress) as (say, bar):
+        if is_own(data.data):
             splits = usable_splits(read_own(data, enlarged=enlarged, say=say, bar=bar))
-    else:
-        splits = _load_named(data, progress)
-    if data.labels:
-        splits, changed = apply_corrections(splits, read_corrections(data.labels), data.labels)
-        if progress:
-            sys.stderr.write(f"{changed:,} labels are corrected as {data.labels} says.\n")
+        else:
+            splits = _load_named(data, progress)
+            if data.labels:
+                splits, changed = apply_corrections(splits, read_corrections(data.labels), data.labels)
+                say(tell_corrected(changed, data.labels))
     return _cut_and_split(splits, data, seed)
 
 
@@ -115,12 +115,34 @@ def telling(progress: bool) -> Iterator[tuple[Say, Bar]]:
             one.close()
 
 
-def fetch_first(data: DataSection) -> str | None:
-    """What `load_splits` would put on the disk before it can read, in words; None where nothing."""
+def check_is_there(data: DataSection, remedy: str) -> None:
+    """Check that own images lie where they lay before.
+
+    Args:
+        data: where that is.
+        remedy: what to do where they do not.
+
+    Raises:
+        DataError: they do not.
+    """
+    if is_own(data.data) and not data.data.startswith(HUB) and not os.path.lexists(path_of(data)):
+        raise DataError(f"Data {visible(data.data)} is not there any more.", remedy)
+
+
+def fetch_first(data: DataSection, *, enlarged: bool = False) -> str | None:
+    """What `load_splits` would put on the disk before it can read, in words; None where nothing.
+
+    Args:
+        data: which images.
+        enlarged: as in `load_splits`.
+
+    Raises:
+        DataError: there are no such images.
+    """
     if data.data == "shapes":
         return None
     if is_own(data.data):
-        return "would be prepared first, once"
+        return left_to_prepare(data, enlarged=enlarged)
     root = resolve_data_root(data.data_root)
     archive = PUBLISHED[data.data].archive
     if (root / archive.folder).is_dir():

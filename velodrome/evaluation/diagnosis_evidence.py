@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from velodrome.config import USUAL_LR, read_yaml
+from velodrome.config import USUAL_BATCH, USUAL_LR, read_yaml, usual_lr
 from velodrome.errors import ConfigError, RunError
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder, epochs_told, last_start, number
@@ -254,7 +254,8 @@ class Evidence:
         optimizer = str(self.settings.get("optimizer"))
         if optimizer not in USUAL_LR:
             raise CannotCheckError("no file says which learning rate would be usual")
-        return UsualLR(USUAL_LR[optimizer], f"the usual one for {optimizer}")
+        batch_size = number(self.settings.get("batch_size")) or USUAL_BATCH
+        return UsualLR(usual_lr(optimizer, int(batch_size)), f"the usual one for {optimizer}")
 
     @property
     def test_images(self) -> int | None:

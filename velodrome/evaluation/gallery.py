@@ -17,6 +17,7 @@ from velodrome.data.loader import Loader
 from velodrome.data.mixing import main_labels
 from velodrome.evaluation.gradcam import DEFAULT_LAYER, gradcam
 from velodrome.evaluation.mistakes import best_of_each_class, choose_for_gallery
+from velodrome.evaluation.predict import at_once
 from velodrome.evaluation.sprites import (
     LARGEST_WITHOUT_LOSS,
     Plan,
@@ -32,7 +33,7 @@ from velodrome.run.folder import RunFolder, write_atomically, write_json, writin
 SAMPLES_PER_CLASS = 10
 AUGMENTED_IMAGES = 40
 SPRITE_COLUMNS = 40
-# Large images are looked at so many at a time; a multiple of the batches that their maps are made in.
+# Images of 32 x 32 pixels that are looked at together; a multiple of the batches that their maps are made in.
 BLOCK = 500
 # Of an image made smaller, a map has one position for so many pixels, as that of layer2 has of a whole one.
 PIXELS_A_POSITION = 4
@@ -149,7 +150,8 @@ def write_mistakes(
         )
         return tiles(large, plan.tile), as_bytes(maps if plan.is_lossless else _coarse(maps, plan))
 
-    parts = [shown(indices[start : start + BLOCK]) for start in range(0, max(1, len(indices)), BLOCK)]
+    block = at_once(BLOCK, (height, width), device)
+    parts = [shown(indices[start : start + block]) for start in range(0, max(1, len(indices)), block)]
     pictures, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     array = io.BytesIO()
     np.save(array, maps)

@@ -13,11 +13,11 @@ from torch.func import functional_call
 
 from velodrome.device import autocast
 from velodrome.errors import ConfigError, did_you_mean
-from velodrome.evaluation.predict import device_of, evaluating
+from velodrome.evaluation.predict import at_once, device_of, evaluating
 
 # The stage whose maps are shown unless another is asked for: 8x8 of a 32x32 image.
 DEFAULT_LAYER = "layer2"
-# Images at a time: what a stage and all after it keep for the gradient is a few MB an image.
+# Images of 32 x 32 pixels at a time: what a stage and all after it keep for the gradient is some MB of each.
 BATCH_SIZE = 100
 
 
@@ -52,7 +52,8 @@ def gradcam(
     stage = find_stage(network, layer)
     # A caller's inference_mode would make tensors that know no gradient, here and in what is saved for it.
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
-        parts = zip(torch.split(images, BATCH_SIZE), torch.split(targets, BATCH_SIZE), strict=True)
+        size = at_once(BATCH_SIZE, images.shape[2:], images.device)
+        parts = zip(torch.split(images, size), torch.split(targets, size), strict=True)
         maps = [_maps_of_batch(network, stage, *part, layer=layer, precision=precision) for part in parts]
     return torch.cat(maps)
 

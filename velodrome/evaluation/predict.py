@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,9 +14,13 @@ from velodrome.data.augment import normalise
 from velodrome.data.imageset import ImageSet, ImagesU8, Normalisation
 from velodrome.data.loader import batches_in_order
 from velodrome.device import autocast
+from velodrome.distributed import ALONE, World
 from velodrome.errors import DataError
 
-EVAL_BATCH_SIZE = 500
+# Images of 32 x 32 pixels that are answered at once.
+EVAL_BATCH_SIZE, EVAL_SIDE = 500, 32
+# A GPU has more memory than that takes, and is busy with no less.
+TIMES_ON_GPU = 16
 
 
 def logits_of(
@@ -26,8 +31,12 @@ def logits_of(
     device: torch.device,
     precision: str,
     mirrored: bool = False,
+    world: World = ALONE,
 ) -> Tensor:
     """The network's answers to all images, in evaluation mode, without augmentation.
+
+    Several ranks share the batches out and all get all answers: those of a process alone, as long as they
+    have the same network.
 
     Args:
         model: on `device`; its mode is put back afterwards.
@@ -36,14 +45,35 @@ def logits_of(
         device: where to compute.
         precision: "fp32", "bf16" or "fp16".
         mirrored: answer to the mirror images; the mean of both logits is test-time augmentation.
+        world: the ranks that answer together.
 
     Returns:
         (N, classes) float32 on the CPU.
     """
     with evaluating(model), torch.inference_mode(), autocast(device, precision):
-        batches = batches_in_order(images, normalisation, EVAL_BATCH_SIZE, device)
+        batch_size = at_once(EVAL_BATCH_SIZE, images.images_u8.shape[1:3], device)
+        batches = batches_in_order(images, normalisation, batch_size, device, world)
         answers = [model(batch.flip(3) if mirrored else batch).float() for batch in batches]
-        return torch.cat(answers).cpu()
+        if world.is_alone:
+            return torch.cat(answers).cpu()
+        of_ranks = world.gather([answer.cpu() for answer in answers])
+        in_order = itertools.chain(*itertools.zip_longest(*of_ranks))
+        return torch.cat([answer for answer in in_order if answer is not None])
+
+
+def at_once(most: int, size: Sequence[int], device: torch.device) -> int:
+    """How many images to compute with at once, so that large ones take no more memory than small ones.
+
+    Args:
+        most: of 32 x 32 pixels on a CPU; there are never more.
+        size: (height, width) of the images in pixels.
+        device: where to compute.
+
+    Returns:
+        1 or more.
+    """
+    times = 1 if device.type == "cpu" else TIMES_ON_GPU
+    return max(1, min(most, times * most * EVAL_SIDE**2 // (size[0] * size[1])))
 
 
 def shifted(images_u8: ImagesU8, pixels: int) -> ImagesU8:

@@ -24,7 +24,15 @@ from velodrome.data.own.array_file import (
     read_stored,
 )
 from velodrome.data.own.damage import damage_named
-from velodrome.data.own.listing import check_classes, class_name, class_order, settle_splits, shown
+from velodrome.data.own.listing import (
+    check_classes,
+    check_known,
+    class_name,
+    class_order,
+    judged_by,
+    settle_splits,
+    shown,
+)
 from velodrome.errors import DataError, visible
 
 CLASSES = "classes"
@@ -55,7 +63,7 @@ def is_array_file(path: Path) -> bool:
     return path.suffix.lower() == ".npz"
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, known: Sequence[str] | None = None) -> Arrays:
     """The images and labels in an .npz file; nothing in it is executed.
 
     The arrays are called images and labels, or x and y; or, for each split, train_images and train_labels
@@ -67,17 +75,22 @@ def read_arrays(path: Path) -> Arrays:
 
     Args:
         path: of the file.
+        known: the classes of a model that is to be judged by the images, as in `list_data`; other splits
+            are not looked at then. None where they are to train on.
 
     Raises:
         DataError: it cannot be read, is damaged, or lacks what it must have; or the arrays do not fit
-            together.
+            together, or have a class that the model does not know.
     """
     with warnings.catch_warnings(), damage_named(path, KIND), zipfile.ZipFile(path) as file:
         warnings.simplefilter("ignore")  # of old headers
         infos = {info.filename.removesuffix(".npy").lower(): info for info in file.infolist()}
+        names = names_of_pairs(path, infos)
+        used = settle_splits(path, names)[0] if known is None else judged_by(names)
         pairs = {
-            split: Pair(described(path, file, infos[images]), described(path, file, infos[labels]))
-            for split, (images, labels) in names_of_pairs(path, infos).items()
+            split: Pair(*(described(path, file, infos[name]) for name in both))
+            for split, both in names.items()
+            if split in used
         }
         for pair in pairs.values():
             check_images(path, pair.images)
@@ -85,9 +98,8 @@ def read_arrays(path: Path) -> Arrays:
         check_together(path, [pair.images for pair in pairs.values()])
         given = _class_names(path, file, infos[CLASSES]) if CLASSES in infos else None
         written = {split: read_stored(file, pair.labels) for split, pair in pairs.items()}
-        classes, labels = _numbered(path, written, given)
+        classes, labels = _numbered(path, written, given, known)
         images_u8 = {split: _as_rgb(read_stored(file, pair.images)) for split, pair in pairs.items()}
-    used, _ = settle_splits(path, pairs)
     return Arrays(
         classes,
         {used[split]: array for split, array in images_u8.items()},
@@ -118,7 +130,10 @@ def _class_names(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> tu
 
 
 def _numbered(
-    path: Path, raw: Mapping[str | None, NDArray[Any]], given: tuple[str, ...] | None
+    path: Path,
+    raw: Mapping[str | None, NDArray[Any]],
+    given: tuple[str, ...] | None,
+    known: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], dict[str | None, NDArray[np.int64]]]:
     """The classes, and the labels as numbers of them.
 
@@ -126,9 +141,11 @@ def _numbered(
         path: of the file.
         raw: split -> labels, (N,) or (N, 1), whole numbers or text.
         given: the names of the classes; None where the labels themselves are the names.
+        known: as in `read_arrays`.
 
     Raises:
-        DataError: labels are partly numbers and partly text, not among the given classes, or all the same.
+        DataError: labels are partly numbers and partly text, not among the given or the known classes, or
+            all the same.
     """
     if len({array.dtype.kind in "iu" for array in raw.values()}) > 1:
         raise DataError(
@@ -138,8 +155,11 @@ def _numbered(
     split_values = {split: np.unique(array.reshape(-1), return_inverse=True) for split, array in raw.items()}
     values = {value for distinct, _ in split_values.values() for value in _plain(distinct)}
     classes, numbers = _number_of_each(path, values, given)
-    used = sorted(set(numbers.values()))
-    check_classes(path, [classes[number] for number in used])
+    there = [classes[number] for number in sorted(set(numbers.values()))]
+    if known is None:
+        check_classes(path, there)
+    else:
+        check_known(str(path), there, known)
     labels = {
         split: np.array([numbers[value] for value in _plain(distinct)], np.int64)[places.reshape(-1)]
         for split, (distinct, places) in split_values.items()

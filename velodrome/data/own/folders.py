@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from velodrome.data.own.listing import SPLIT_NAMES, Found, counted, shown, some
+from velodrome.data.own.listing import SPLIT_NAMES, Found, class_name, counted, judged_by, shown, some
 from velodrome.data.own.walking import Beside, Inside, holds_an_image, identities, look_into, walk
 from velodrome.errors import DataError, visible
 
@@ -49,7 +49,7 @@ class Gathered:
     beside: Beside
 
 
-def read_tree(root: Path, named: Path) -> Tree:
+def read_tree(root: Path, named: Path, known: Collection[str] = ()) -> Tree:
     """Find out which folders below `root` are splits, and where the class folders lie.
 
     A folder that holds one folder and no image is entered, as archives often hold the data set's own folder.
@@ -57,17 +57,18 @@ def read_tree(root: Path, named: Path) -> Tree:
     Args:
         root: the folder to look into.
         named: the path that errors name: the folder, or the archive that it comes from.
+        known: names that are those of classes, even where a folder of images is called as a split is.
 
     Raises:
         DataError: a folder may not be looked into, or it is unclear which folders are splits.
     """
     entered = [look_into(root)]
     seen = identities([root])
-    while (inner := _only_folder(entered[-1])) is not None and not identities([inner]) <= seen:
+    while (inner := _only_folder(entered[-1], known)) is not None and not identities([inner]) <= seen:
         entered.append(look_into(inner))
         seen |= identities([inner])
     last = entered[-1]
-    splits = _split_folders(last, named)
+    splits = _split_folders(last, named, known)
     if not splits:
         return Tree(tuple(entered), {None: last}, ())
     parts: dict[str | None, Inside] = {split: look_into(path) for split, path in splits.items()}
@@ -78,6 +79,13 @@ def read_tree(root: Path, named: Path) -> Tree:
     if rivals and (set(parts) == {"train"} or "train" not in parts):
         raise _unclear(named, [path.name for path in splits.values()], [path.name for path in rivals])
     return Tree(tuple(entered), parts, left_out)
+
+
+def held_out(tree: Tree) -> Tree:
+    """The tree with those splits only that a model is judged by; a split without an image is none."""
+    used = judged_by(split for split, part in tree.splits.items() if holds_an_image(part.path))
+    chosen = {split: part for split, part in tree.splits.items() if split in used}
+    return replace(tree, splits=chosen or tree.splits)
 
 
 def gather(root: Path, tree: Tree) -> Gathered:
@@ -121,11 +129,12 @@ def check_all_have_classes(root: Path, named: Path, tree: Tree) -> None:
 # Layout.
 
 
-def _only_folder(inside: Inside) -> Path | None:
+def _only_folder(inside: Inside, known: Collection[str]) -> Path | None:
     """The folder to go on in; None where this is the one with the data.
 
     The only folder is not entered where it holds images, as then it is a class; nor where it is called test
-    or val, as then train is missing.
+    or val, as then train is missing; nor where its name is known as that of a class, unless so are those of
+    folders in it.
     """
     if len(inside.folders) != 1 or inside.images:
         return None
@@ -134,12 +143,14 @@ def _only_folder(inside: Inside) -> Path | None:
         return None
     within = look_into(only)
     is_class = bool(within.images) and not within.folders
+    if class_name(only.name) in known:
+        is_class = not any(class_name(folder.name) in known for folder in within.folders)
     # Where there is a table, it may be that which says what the classes are.
     return None if is_class and not inside.tables and not within.tables else only
 
 
-def _split_folders(inside: Inside, named: Path) -> dict[str, Path]:
-    """The folders that are called as splits are.
+def _split_folders(inside: Inside, named: Path, known: Collection[str]) -> dict[str, Path]:
+    """The folders that are called as splits are, but for those of images of a known class.
 
     Raises:
         DataError: two of them are the same split.
@@ -147,6 +158,8 @@ def _split_folders(inside: Inside, named: Path) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for folder in inside.folders:
         split = SPLIT_NAMES.get(folder.name.lower())
+        if split is not None and class_name(folder.name) in known and look_into(folder).images:
+            continue
         if split in splits:
             raise DataError(
                 f"Data {shown(named)} has the folders {visible(splits[split].name)} and "

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from velodrome.data.imageset import ImageSet, Splits
+import numpy as np
+
+from velodrome.data.imageset import Labels, Splits
 from velodrome.data.own.csv_files import read_csv
 from velodrome.data.own.listing import class_name, counted, shown, some
 from velodrome.errors import DataError, did_you_mean, visible
@@ -56,23 +58,39 @@ def apply_corrections(splits: Splits, corrections: Mapping[str, str], source: Pa
     Raises:
         DataError: a name is that of no image or of several, or a label is not one of the classes.
     """
-    _check_classes(splits.train.classes, corrections, source)
     parts = [images for images in (splits.train, splits.val, splits.test) if images is not None]
-    _check_names(parts, corrections, source)
-    val = splits.val and _corrected(splits.val, corrections)
-    train, test = _corrected(splits.train, corrections), _corrected(splits.test, corrections)
-    pairs = zip(parts, [images for images in (train, val, test) if images is not None], strict=True)
-    changed = sum(int((before.labels != after.labels).sum()) for before, after in pairs)
-    return replace(splits, train=train, val=val, test=test), changed
+    before = np.concatenate([images.labels for images in parts])
+    names = [name for images in parts for name in images.paths]
+    after = corrected(before, names, splits.train.classes, corrections, source)
+    each = np.split(after, np.cumsum([len(images) for images in parts])[:-1])
+    train, *val, test = (replace(images, labels=labels) for images, labels in zip(parts, each, strict=True))
+    changed = replace(splits, train=train, val=val[0] if val else None, test=test)
+    return changed, int((before != after).sum())
 
 
-def _corrected(images: ImageSet, corrections: Mapping[str, str]) -> ImageSet:
-    numbers = {name: label for label, name in enumerate(images.classes)}
-    labels = images.labels.copy()
-    for index, path in enumerate(images.paths):
-        if path in corrections:
-            labels[index] = numbers[corrections[path]]
-    return replace(images, labels=labels)
+def corrected(
+    labels: Labels, names: Sequence[str], classes: Sequence[str], corrections: Mapping[str, str], source: Path
+) -> Labels:
+    """The labels of a whole data set as they are after corrections.
+
+    Args:
+        labels: (N,) int64, indices into `classes`; they are not changed themselves.
+        names: of the N images.
+        classes: the names of the classes.
+        corrections: name of an image -> its class.
+        source: the table that they come from, which errors name.
+
+    Raises:
+        DataError: as in `apply_corrections`.
+    """
+    _check_classes(classes, corrections, source)
+    _check_names(names, corrections, source)
+    numbers = {name: label for label, name in enumerate(classes)}
+    labels = labels.copy()
+    for index, name in enumerate(names):
+        if name in corrections:
+            labels[index] = numbers[corrections[name]]
+    return labels
 
 
 def _check_classes(classes: Sequence[str], corrections: Mapping[str, str], source: Path) -> None:
@@ -86,8 +104,8 @@ def _check_classes(classes: Sequence[str], corrections: Mapping[str, str], sourc
             )
 
 
-def _check_names(parts: Sequence[ImageSet], corrections: Mapping[str, str], source: Path) -> None:
-    there = Counter(path for images in parts for path in images.paths if path in corrections)
+def _check_names(names: Sequence[str], corrections: Mapping[str, str], source: Path) -> None:
+    there = Counter(name for name in names if name in corrections)
     missing = [name for name in corrections if name not in there]
     if missing:
         raise DataError(

@@ -16,7 +16,7 @@ from velodrome.config import NAMED_DATA
 from velodrome.data.image_files import image_suffixes, reason
 from velodrome.data.own.archives import is_archive, unpack
 from velodrome.data.own.csv_files import has_image_columns
-from velodrome.data.own.folders import Gathered, Tree, check_all_have_classes, gather, read_tree
+from velodrome.data.own.folders import Gathered, Tree, check_all_have_classes, gather, held_out, read_tree
 from velodrome.data.own.listing import (
     SPLIT_NAMES,
     TABLE_SUFFIXES,
@@ -41,8 +41,11 @@ LAYOUTS = (
 )
 
 
-def list_data(path: Path, workspace: Path) -> Listing:
+def list_data(path: Path, workspace: Path, known: Sequence[str] | None = None) -> Listing:
     """The images of a data set, with their classes and splits; only names and tables are read.
+
+    To judge a model that is there already, there need be no images to train on, nor two classes. Of all
+    splits only test is listed then, else val, else all images, whatever was to be done with them.
 
     A folder holds a folder for each class, or such folders in `train`, `val` and `test`, or a table beside
     its images, or Parquet files that are called as splits are. A table has the columns path and label, and
@@ -52,20 +55,22 @@ def list_data(path: Path, workspace: Path) -> Listing:
         path: of a folder, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz, ...).
         workspace: a folder, made on demand. Archives, and images that a Parquet file holds, are unpacked
             below it, whole or not at all, and used again while the file is as it was.
+        known: the classes of the model to judge; None for images to train on.
 
     Raises:
-        DataError: there is no such data set, its layout is unclear, or it is damaged or not safe to unpack.
+        DataError: there is no such data set, its layout is unclear, it is damaged or not safe to unpack, or
+            has a class that the model does not know.
     """
     looks_like_a_name = path.parent == Path() and not path.suffix
     path = path.absolute()
     if _is_folder(path, NAMED_DATA if looks_like_a_name else ()):
-        return _list_folder(path, path, workspace, only_inside=False)
+        return _list_folder(path, path, workspace, known, only_inside=False)
     if is_archive(path):
         folder = unpack(path, workspace)
-        listing = _list_folder(folder, path, workspace, only_inside=True)
+        listing = _list_folder(folder, path, workspace, known, only_inside=True)
         return replace(listing, notes=(*listing.notes, *_note_of_left_out(left_out_of(folder))))
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return list_tables(path, [Table(path, None)], path.parent, workspace, only_inside=False)
+        return list_tables(path, [Table(path, None)], path.parent, workspace, known, only_inside=False)
     raise _unknown_kind(path)
 
 
@@ -111,25 +116,29 @@ def _unknown_kind(path: Path) -> DataError:
 # Folders.
 
 
-def _list_folder(folder: Path, named: Path, workspace: Path, *, only_inside: bool) -> Listing:
+def _list_folder(
+    folder: Path, named: Path, workspace: Path, known: Sequence[str] | None, *, only_inside: bool
+) -> Listing:
     """The images in a folder.
 
     Args:
         folder: to look into.
         named: the path that the user gave: the folder, or the archive that was unpacked there.
         workspace: as in `list_data`.
+        known: as in `list_data`.
         only_inside: refuse tables that name files elsewhere.
     """
-    tree = read_tree(folder, named)
+    tree = read_tree(folder, named) if known is None else held_out(read_tree(folder, named, known))
     gathered = gather(folder, tree)
     are_sorted = bool(gathered.found) and not any(part.images for part in tree.splits.values())
     tables = [] if are_sorted else _tables_of_images(named, tree)
     if tables:
-        return list_tables(named, tables, folder, workspace, only_inside=only_inside)
+        return list_tables(named, tables, folder, workspace, known, only_inside=only_inside)
     if not gathered.found:
         raise _without_images(named, tree, gathered)
     check_all_have_classes(folder, named, tree)
-    return make_listing(named, gathered.found, gathered.beside.failures, _notes(folder, tree, gathered))
+    notes = _notes(folder, tree, gathered)
+    return make_listing(named, gathered.found, gathered.beside.failures, notes, known)
 
 
 def _tables_of_images(named: Path, tree: Tree) -> list[Table]:

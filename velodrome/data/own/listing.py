@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from velodrome.data.image_files import Failure
-from velodrome.errors import DataError, visible
+from velodrome.errors import DataError, did_you_mean, visible
 
 # What a split may be called, in lower case.
 SPLIT_NAMES = {
@@ -95,7 +95,11 @@ class Listing:
 
 
 def make_listing(
-    root: Path, found: Sequence[Found], failures: Iterable[Failure], notes: Iterable[str]
+    root: Path,
+    found: Sequence[Found],
+    failures: Iterable[Failure],
+    notes: Iterable[str],
+    known: Sequence[str] | None,
 ) -> Listing:
     """Number the classes, settle the splits and make the names unique.
 
@@ -104,15 +108,22 @@ def make_listing(
         found: at least one image; either all of them have a split or none has.
         failures: files or folders that are missing or may not be looked into.
         notes: sentences about what was left out.
+        known: the classes of a model that is to be judged by these images; None where they are to train on.
 
     Raises:
-        DataError: there is one class only, two have nearly the same name, or nothing to train on.
+        DataError: two classes have nearly the same name; or there is one only, or nothing to train on; or
+            one is not among those that are known.
     """
     label_of = _numbered_classes(root, Counter(image.label for image in found))
     classes = class_order(set(label_of.values()))
-    check_classes(root, classes)
+    splits = {image.split for image in found}
+    if known is None:
+        check_classes(root, classes)
+        split_of, more = settle_splits(root, splits)
+    else:
+        check_known(str(root), classes, known)
+        split_of, more = judged_by(splits), []
     numbers = {name: number for number, name in enumerate(classes)}
-    split_of, more = settle_splits(root, {image.split for image in found})
     names = unique_names(image.name for image in found)
     entries = tuple(
         Entry(image.path, name, numbers[label_of[image.label]], split_of[image.split])
@@ -149,6 +160,25 @@ def check_classes(root: Path, classes: Sequence[str]) -> None:
             f"Data {shown(root)} has one class only, {visible(classes[0])}, but there must be at least two "
             "to tell apart.",
             "Add images of another class.",
+        )
+
+
+def check_known(data: str, classes: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse images of a class that a model does not know.
+
+    Args:
+        data: what the data set is called.
+        classes: of its images.
+        known: the classes of the model.
+
+    Raises:
+        DataError: there is such a class.
+    """
+    unknown = next((name for name in classes if name not in known), None)
+    if unknown is not None:
+        raise DataError(
+            f"Data {visible(data)} has the class '{visible(unknown)}', but the model knows no such class.",
+            did_you_mean(visible(unknown), [visible(name) for name in known]),
         )
 
 
@@ -200,6 +230,16 @@ def settle_splits(root: Path, splits: Iterable[str | None]) -> tuple[dict[str | 
     if "test" not in there:
         return used | {"val": "test"}, ["There is no test split, so val is reported on in its place."]
     return used, []
+
+
+def judged_by(splits: Iterable[str | None]) -> dict[str | None, str | None]:
+    """The splits that a model is judged by, and what each is used as.
+
+    That is "test", else "val" as if it were "test", else all that there is, as if there were no splits.
+    """
+    there = set(splits)
+    held_out: str | None = next((split for split in ("test", "val") if split in there), None)
+    return {held_out: "test"} if held_out else dict.fromkeys(there)
 
 
 # Names.

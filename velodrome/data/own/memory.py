@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 # Of the memory that is free; the rest is for activations, which grow with the batch, and for everybody else.
 MOST = 0.25
-# Where Linux keeps the limit and the use of a control group, as in containers, and where it is not nested.
-LIMIT, USED = "memory.max", "memory.current"
+
+
+class Layout(NamedTuple):
+    """How Linux shows what a control group may use; it has two layouts.
+
+    Attributes:
+        root: the folder of groups.
+        prefix: what the line of this process in /proc/self/cgroup holds before the path of its group.
+        limit: name of the file with the most that it may use, in bytes.
+        used: of the one with what it uses, files that are kept in memory included.
+        idle: the entry of memory.stat with those of these files that it would be the first to give up.
+    """
+
+    root: Path
+    prefix: str
+    limit: str
+    used: str
+    idle: str
+
+
+SECOND = Layout(Path("/sys/fs/cgroup"), "0::/", "memory.max", "memory.current", "inactive_file")
+FIRST = Layout(
+    Path("/sys/fs/cgroup/memory"),
+    ":memory:/",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+)
 
 
 def fits_in_memory(size_bytes: int) -> bool:
@@ -18,7 +46,7 @@ def fits_in_memory(size_bytes: int) -> bool:
 
 def available_bytes() -> float:
     """Bytes that could be had without swapping; infinite where the system does not say."""
-    return min(_of_machine(), _of_control_group())
+    return min(_of_machine(), _of_control_group(SECOND), _of_control_group(FIRST))
 
 
 def _of_machine() -> float:
@@ -31,20 +59,27 @@ def _of_machine() -> float:
         return float("inf")
 
 
-def _of_control_group(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """What the limit of this process's control group leaves; infinite without a limit."""
+def _of_control_group(layout: Layout) -> float:
+    """What the limits of this process's control group leave; infinite without a limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+        own = next(line.partition(layout.prefix)[2] for line in lines if layout.prefix in line)
     except (OSError, StopIteration):
         return float("inf")
     left = float("inf")
-    place = root / own
-    while place.is_relative_to(root):  # a group has the limits of all that it lies in
-        try:
-            limit, used = (float((place / name).read_text(encoding="ascii")) for name in (LIMIT, USED))
-            left = min(left, max(0.0, limit - used))
-        except (OSError, ValueError):  # no such file, or "max"
-            pass
+    place = layout.root / own
+    while place.is_relative_to(layout.root):  # a group has the limits of all that it lies in
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limit, used = (int((place / name).read_text(encoding="ascii")) for name in layout[2:4])
+            left = min(left, max(0, limit - used + _idle_bytes(place, layout)))
         place = place.parent
     return left
+
+
+def _idle_bytes(place: Path, layout: Layout) -> int:
+    """Bytes of files in memory that nobody has asked for again."""
+    for line in (place / "memory.stat").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(" ")
+        if name == layout.idle:
+            return int(value)
+    return 0

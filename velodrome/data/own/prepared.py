@@ -54,6 +54,7 @@ __all__ = [
     "clear_all",
     "facts_of",
     "folder_of",
+    "is_prepared",
     "prepare_images",
 ]
 
@@ -108,10 +109,8 @@ def prepare_images(
     """
     assert entries, "there is nothing to prepare"
     sources, prints = look_at(entries, cache_by)
-    home = folder_of(root)
-    about = json.dumps([FORMAT, side, fit, PIL.__version__, str(resolved(root)), cache_by])
-    key = blake2b(about.encode() + prints.tobytes(), digest_size=16).hexdigest()
-    finished = PreparedFolder(home / f"{side}-{fit}-{key}", len(entries), side)
+    finished = _finished(prints, side, fit, root, cache_by)
+    home = finished.path.parent
     if found := _opened(finished, entries):
         return found
     with clear_errors(home), locked(home, f"{visible(str(root))} is being prepared by another process"):
@@ -130,6 +129,19 @@ def prepare_images(
             finished.log.unlink(missing_ok=True)
             draft = finished
         return _prepared(draft, entries, preparation.facts, preparation.reasons)
+
+
+def is_prepared(entries: Sequence[Entry], side: int, fit: str, *, root: Path, cache_by: str) -> bool:
+    """Whether `prepare_images` would find all of its work done."""
+    _, prints = look_at(entries, cache_by)
+    return _opened(_finished(prints, side, fit, root, cache_by), entries) is not None
+
+
+def _finished(prints: Prints, side: int, fit: str, root: Path, cache_by: str) -> PreparedFolder:
+    """Where images are once they are prepared."""
+    about = json.dumps([FORMAT, side, fit, PIL.__version__, str(resolved(root)), cache_by])
+    key = blake2b(about.encode() + prints.tobytes(), digest_size=16).hexdigest()
+    return PreparedFolder(folder_of(root) / f"{side}-{fit}-{key}", len(prints), side)
 
 
 class _Preparation:

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from velodrome.data.image_files import Failure, reason
 from velodrome.data.own.csv_files import read_csv
-from velodrome.data.own.listing import SPLIT_NAMES, Found, Listing, counted, make_listing, shown, some
+from velodrome.data.own.listing import (
+    SPLIT_NAMES,
+    Found,
+    Listing,
+    counted,
+    judged_by,
+    make_listing,
+    shown,
+    some,
+)
 from velodrome.data.own.parquet_files import read_parquet
 from velodrome.errors import DataError, did_you_mean, visible
 
@@ -34,7 +43,13 @@ class _Row(NamedTuple):
 
 
 def list_tables(
-    root: Path, tables: Sequence[Table], base: Path, workspace: Path, *, only_inside: bool
+    root: Path,
+    tables: Sequence[Table],
+    base: Path,
+    workspace: Path,
+    known: Sequence[str] | None,
+    *,
+    only_inside: bool,
 ) -> Listing:
     """The images that tables name, in their order.
 
@@ -43,6 +58,7 @@ def list_tables(
         tables: at least one. Paths in a table are relative to its folder, or absolute.
         base: a folder; images below it are named relative to it.
         workspace: images that a table holds are unpacked below this folder.
+        known: as in `make_listing`; rows of other splits than those that a model is judged by do not matter.
         only_inside: refuse tables that name files which are not below `base`, because a stranger wrote them.
 
     Raises:
@@ -57,12 +73,16 @@ def list_tables(
                 _check_same(row, other)
                 repeated += 1
     _check_splits(rows.values())
-    found = [Found(row.path, row.name, row.label, row.split) for row in rows.values() if not row.missing]
-    failures = [Failure(row.path, row.missing) for row in rows.values() if row.missing]
+    used = {row.split for row in rows.values()}
+    if known is not None:
+        used = set(judged_by(used))
+    chosen = [row for row in rows.values() if row.split in used]
+    found = [Found(row.path, row.name, row.label, row.split) for row in chosen if not row.missing]
+    failures = [Failure(row.path, row.missing) for row in chosen if row.missing]
     if not found:
         raise _without_images(root, tables, failures)
     notes = [f"Named more than once, and taken once: {counted(repeated, 'image')}."] if repeated else []
-    return make_listing(root, found, failures, notes)
+    return make_listing(root, found, failures, notes, known)
 
 
 def _rows_of(table: Table, base: Path, workspace: Path, *, only_inside: bool) -> Iterator[_Row]:
