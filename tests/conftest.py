@@ -1,18 +1,23 @@
 """Small images that the tests make themselves."""
 
+import functools
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from velodrome import cli
+from velodrome.data import sources
 from velodrome.data.imageset import ImageSet, ImagesU8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/faults; they are here because pytest asks for options before it looks into folders."""
-    parser.addoption("--kills", type=int, default=20, metavar="N", help="how often a training run is killed")
+    parser.addoption("--kills", type=int, default=11, metavar="N", help="how often a training run is killed")
     parser.addoption(
-        "--every-operation", action="store_true", help="go wrong at every operation, not at every third"
+        "--every-operation", action="store_true", help="go wrong at every operation, not at some of them"
     )
     parser.addoption("--kill-seed", type=int, metavar="SEED", help="repeats a campaign of kills")
 
@@ -39,6 +44,28 @@ def coloured_images() -> Callable[..., ImageSet]:
         return ImageSet(images, labels, ("red", "green", "blue"), [f"made/{i:05d}.png" for i in range(n)])
 
     return make
+
+
+@pytest.fixture
+def command_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs a command in this process, in the folder `cwd`; one of its own takes seconds."""
+
+    def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        return subprocess.CompletedProcess(words, cli.main(words), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shapes_are_drawn_once() -> Iterator[None]:
+    """In this process: it takes a second, and hundreds of tests train on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_shapes", functools.cache(sources.load_shapes))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -49,13 +49,13 @@ def test_too_little_time_is_refused(job: Job) -> None:
 
 
 def test_a_run_takes_about_the_time_it_was_given(tmp_path: Path) -> None:
-    config = vd.recipes.quick(**{**SMALL, "width": 8}, time_budget="8s", runs_dir=tmp_path)
+    config = vd.recipes.quick(**SMALL, time_budget="4s", runs_dir=tmp_path)
     began_s = time.perf_counter()
     run = vd.train(config, progress=False)
     # The claim of 5% is for idle machines and longer times; this is that it works at all.
-    assert 4 < time.perf_counter() - began_s < 16
+    assert 2 < time.perf_counter() - began_s < 12
     settled = read_config(open_run(run.path)).train
-    assert settled.time_budget == "8s"
+    assert settled.time_budget == "4s"
     assert settled.steps is not None
     assert run.result["epochs"] == settled.epochs
     assert len(run.history) == settled.epochs

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 import velodrome as vd
 from velodrome.cli import main
 from velodrome.config import check, override
-from velodrome.data import shapes
 from velodrome.errors import EXIT_BAD_INPUT, EXIT_DONE
 from velodrome.models.build import build_model
 from velodrome.training.optim import make_optimizer, set_lr
@@ -100,8 +99,6 @@ FLAGS = [word for key, value in TINY.items() for word in ("--" + key.replace("_"
 def test_it_trains_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = shapes.load_shapes(400, 60)
-    monkeypatch.setattr("velodrome.data.sources.load_shapes", lambda: drawn)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "dawnbench", *FLAGS, "--json", "--quiet"]) == EXIT_DONE
     result = json.loads(capsys.readouterr().out)

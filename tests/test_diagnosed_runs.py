@@ -99,7 +99,7 @@ def test_underfitting(train: Train) -> None:
 def test_a_learning_rate_that_is_too_high(train: Train, lr: float) -> None:
     result = diagnose(train(lr=lr, lr_min=lr / 10))
     assert said(result, "lr_too_high").severity == "problem"
-    assert "Try --lr 0.1," in said(result, "lr_too_high").advice
+    assert "Try --lr 0.02," in said(result, "lr_too_high").advice
 
 
 def test_a_learning_rate_that_is_too_low(train: Train) -> None:

@@ -12,7 +12,7 @@ import velodrome
 PACKAGE = Path(velodrome.__file__).parent
 
 # Each part and what it may import from velodrome, itself aside. Everything may import the base.
-BASE = {"errors", "events", "config", "device"}
+BASE = {"errors", "events", "config", "device", "distributed"}
 RUN = {"run"} | BASE
 STAGES = {"data", "models"} | RUN
 ALLOWED = {
@@ -20,6 +20,8 @@ ALLOWED = {
     "config": {"errors"},
     "events": {"errors"},
     "device": {"errors"},
+    "distributed": {"config", "errors", "ranks"},
+    "ranks": {"distributed", "errors"},
     "recipes": {"config", "errors"},
     "data": {"integrations"} | BASE,
     "integrations": {"errors"},
@@ -32,10 +34,11 @@ ALLOWED = {
     "settling": {"data"} | BASE,
     "fine_tuning": {"training.optim"} | RUN,
     "job": {"training", "evaluation", "settling", "fine_tuning"} | STAGES,
+    "planning": {"job", "training"} | STAGES,
     "budget": {"job", "training"} | BASE,
-    "checking": {"data", "run.folder"} | BASE,
+    "checking": {"data", "run.folder", "recipes"} | BASE,
     "running": {"job", "reports", "training", "evaluation"} | STAGES,
-    "resumption": {"job"} | STAGES,
+    "resumption": {"job", "training.schedule"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,
     "lr_search": {"job", "lr_finding", "training"} | STAGES,
     "evaluating": {"job", "evaluation"} | STAGES,
@@ -44,6 +47,7 @@ ALLOWED = {
     "runs": {"explaining", "recipes", "reporting", "evaluation"} | STAGES,
     "session": {
         "job",
+        "planning",
         "budget",
         "running",
         "runs",
@@ -60,28 +64,70 @@ ALLOWED = {
     }
     | STAGES,
     "spread": set(),
+    "printing": set(),
+    "comparison": {"spread", "config", "errors", "reporting", "run.answers", "run.folder", "run.lock"},
     "bench_commands": {"run"},
     "bench_rows": {"run.folder"},
     "bench_results": {"bench_rows", "spread", "run.folder", "run.sinks", "errors"},
-    "benching": {"session", "job", "recipes", "bench_results", "bench_rows", "bench_commands"} | RUN,
+    "benching": {"session", "planning", "job", "recipes", "bench_results", "bench_rows", "bench_commands"}
+    | RUN,
+    "trial_plan": {"comparison.groups", "fine_tuning", "config", "errors"},
+    "trial_record": {"trial_plan", "comparison", "run.folder", "errors"},
+    "trial_runs": {
+        "session",
+        "planning",
+        "job",
+        "recipes",
+        "printing",
+        "comparison.groups",
+        "trial_plan",
+        "trial_record",
+        "bench_commands",
+    }
+    | RUN,
+    "sweeps": {
+        "session",
+        "planning",
+        "job",
+        "running",
+        "reports",
+        "reporting.lr_figure",
+        "fine_tuning",
+        "recipes",
+        "printing",
+        "bench_commands",
+        "data.sources",
+    }
+    | RUN,
     "flags": {"recipes"} | BASE,
     "cli": {
         "session",
+        "planning",
+        "trial_plan",
+        "trial_runs",
         "benching",
         "bench_results",
         "checking",
+        "comparison",
         "fine_tuning",
+        "sweeps",
         "reports",
         "runs",
         "recipes",
         "flags",
+        "printing",
     }
     | BASE,
     "__main__": {"cli"},
     "__init__": {
         "session",
         "benching",
+        "checking",
         "bench_results",
+        "comparison",
+        "trial_record",
+        "trial_runs",
+        "sweeps",
         "reports",
         "runs",
         "lr_search",
@@ -128,7 +174,14 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["velodrome", "velodrome.cli", "velodrome.reports", "velodrome.run.folder"]
+    "module",
+    [
+        "velodrome",
+        "velodrome.cli",
+        "velodrome.comparison.comparing",
+        "velodrome.reports",
+        "velodrome.run.folder",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

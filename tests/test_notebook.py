@@ -11,9 +11,13 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed (pip install
 pytest.importorskip("pandas", reason="pandas is not installed (pip install '.[test]')")
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "cifar10.ipynb"
+# The shapes are drawn once, not for each of eight trainings.
 SMALL = """
+import functools
+from velodrome.data import sources
+sources.load_shapes = functools.cache(sources.load_shapes)
 DATA, EPOCHS, TRIAL_EPOCHS = "shapes", 2, 1
-SETTINGS = {"width": 8, "limit_train": 3200, "limit_test": 200, "batch_size": 64}
+SETTINGS = {"width": 8, "limit_train": 1600, "limit_test": 100, "batch_size": 32}
 """
 
 

@@ -286,7 +286,7 @@ def trained_on(path: Path, capsys: pytest.CaptureFixture[str], *options: str) ->
 def test_training_with_no_other_option_recognises_most_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = trained_on(textures(tmp_path / "data", per_class=24, sides=(40, 60)), capsys)
+    result = trained_on(textures(tmp_path / "data", per_class=18, sides=(32, 40)), capsys)
     assert result["recipe"] == "folder"
     assert result["test_accuracy"] > 0.7
     assert (tmp_path / "runs" / "folder-1" / "lr_find.json").exists()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ SMALL = {
     "precision": "fp32",
 }
 FLAGS = [word for key, value in SMALL.items() for word in ("--" + key.replace("_", "-"), str(value))]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def small(tmp_path: Path, **changes: object) -> vd.Config:
@@ -85,19 +87,28 @@ def test_the_run_folder_holds_the_contract(run: vd.Run) -> None:
     assert [row[0] for row in rows[1:]] == ["1", "2"]
 
 
-def test_the_command_is_recorded_as_it_is_typed(tmp_path: Path) -> None:
-    done = command("train", "--data", "shapes", *FLAGS, "--limit-train", "64", "--quiet", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder, and what a process left that trained there."""
+    place = tmp_path_factory.mktemp("typed")
+    return place, command("train", "--data", "shapes", *FLAGS, "--quiet", cwd=place)
+
+
+def test_the_command_is_recorded_as_it_is_typed(
+    typed: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    place, done = typed
     assert done.returncode == 0
-    environment = json.loads((tmp_path / "runs" / "quick-1" / "environment.json").read_text())
+    environment = json.loads((place / "runs" / "quick-1" / "environment.json").read_text())
     assert environment["command"].startswith("python -m velodrome train --data shapes --limit-train 200")
 
 
-def test_settings_are_resolved_and_usable_again(run: vd.Run, tmp_path: Path) -> None:
+def test_settings_are_resolved_and_usable_again(run: vd.Run, tmp_path: Path, command_here: Command) -> None:
     settings = yaml.safe_load((run.path / "config.yaml").read_text())
     assert settings["device"] != "auto"
     assert settings["lr_min"] == pytest.approx(0.005)
     assert settings["lr_final"] == pytest.approx(0.005)
-    done = command("train", "--config", str(run.path / "config.yaml"), "--dry-run", cwd=tmp_path)
+    done = command_here("train", "--config", str(run.path / "config.yaml"), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -205,24 +216,35 @@ def test_the_command_with_json_prints_only_json(tmp_path: Path) -> None:
     assert "2/2" in done.stderr
 
 
-def test_the_last_line_says_where_how_accurate_and_what_next(tmp_path: Path) -> None:
-    done = command("train", "--data", "shapes", *FLAGS, "--quiet", cwd=tmp_path)
+def test_the_last_line_says_where_how_accurate_and_what_next(
+    typed: tuple[Path, subprocess.CompletedProcess[str]], command_here: Command
+) -> None:
+    place, done = typed
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"runs/quick-1: \d+\.\d\d% test accuracy .*runs/quick-1/report\.html\n", done.stdout)
     assert done.stderr == ""
-    again = command("resume", "runs/quick-1", cwd=tmp_path)
+    again = command_here("resume", "runs/quick-1", cwd=place)
     assert again.returncode == 0
     assert "finished already" in again.stderr
-    (tmp_path / "runs/quick-1/report.html").unlink()
-    assert command("report", "runs/quick-1", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "runs/quick-1/report.html").exists()
+    (place / "runs/quick-1/report.html").unlink()
+    assert command_here("report", "runs/quick-1", cwd=place).returncode == 0
+    assert (place / "runs/quick-1/report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    config = small(tmp_path_factory.mktemp("long"), epochs=20, dropout=0.1)
+    return vd.train(config, progress=False).path
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -9)]
 )
-def test_a_stopped_run_resumes_to_the_same_bytes(number: int, code: int, tmp_path: Path) -> None:
-    long = [*FLAGS, "--epochs", "40", "--dropout", "0.1"]
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    number: int, code: int, long_run: Path, tmp_path: Path, command_here: Command
+) -> None:
+    long = [*FLAGS, "--epochs", "20", "--dropout", "0.1"]
     words = [sys.executable, "-m", "velodrome", "train", "--data", "shapes", *long, "--name", "stopped"]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "runs/stopped/checkpoints/last.json", process)
@@ -232,26 +254,25 @@ def test_a_stopped_run_resumes_to_the_same_bytes(number: int, code: int, tmp_pat
     if number != signal.SIGKILL:
         assert "velodrome resume runs/stopped" in errors
     assert not (tmp_path / "runs/stopped/result.json").exists()
-    done = command("resume", "runs/stopped", cwd=tmp_path)
+    done = command_here("resume", "runs/stopped", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    whole = command("train", "--data", "shapes", *long, "--name", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    weights = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")]
+    runs = (tmp_path / "runs" / "stopped", long_run)
+    weights = [(run / "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
     columns = [column for column in HISTORY_COLUMNS if column not in ("time_s", "images_per_s")]
     histories = []
-    for name in ("stopped", "whole"):
-        with (tmp_path / "runs" / name / "history.csv").open() as file:
+    for run in runs:
+        with (run / "history.csv").open() as file:
             histories.append([[row[column] for column in columns] for row in csv.DictReader(file)])
     assert histories[0] == histories[1]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(600):
+    for _ in range(6000):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+        time.sleep(0.01)
     raise AssertionError(f"{path} never appeared")
 
 
@@ -263,21 +284,21 @@ def test_a_run_survives_whoever_reads_its_progress(tmp_path: Path) -> None:
     assert (tmp_path / "runs/quick-1/result.json").exists()
 
 
-def test_a_full_disk_in_mid_run_is_done_in_part(tmp_path: Path) -> None:
-    words = " ".join([sys.executable, "-m velodrome train --data shapes", *FLAGS, "--width 32"])
+def test_a_full_disk_in_mid_run_is_done_in_part(tmp_path: Path, command_here: Command) -> None:
+    words = " ".join([sys.executable, "-m velodrome train --data shapes", *FLAGS, "--width 16"])
     # The kernel refuses to let a file grow beyond this many kilobytes, as a full disk does.
     line = f"trap '' XFSZ; ulimit -f 1000; {words}"
     done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    again = command("resume", "runs/quick-1", cwd=tmp_path)
+    again = command_here("resume", "runs/quick-1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 
-def test_settings_of_a_named_run_serve_for_another(tmp_path: Path) -> None:
+def test_settings_of_a_named_run_serve_for_another(tmp_path: Path, command_here: Command) -> None:
     first = vd.train(small(tmp_path, epochs=1, name="first"), progress=False)
-    done = command("train", "--config", str(first.folder.config), "--quiet", cwd=tmp_path)
+    done = command_here("train", "--config", str(first.folder.config), "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert first.path.name == "first"
 

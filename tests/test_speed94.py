@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from PIL import Image
 
 import velodrome as vd
 from velodrome.cli import main
-from velodrome.data import shapes
 from velodrome.errors import EXIT_BAD_INPUT, EXIT_DONE
 from velodrome.run.folder import RunFolder
 
@@ -35,14 +34,6 @@ class Done:
 
 
 Command = Callable[..., Done]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_shapes() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        drawn = shapes.load_shapes(400, 60)
-        patched.setattr("velodrome.data.sources.load_shapes", lambda: drawn)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from velodrome import recipes as recipes
     from velodrome.bench_results import Bench as Bench
     from velodrome.benching import bench as bench
+    from velodrome.checking import check_data as check_data
+    from velodrome.checking import clear_data as clear_data
+    from velodrome.comparison.comparing import Comparison as Comparison
+    from velodrome.comparison.comparing import compare as compare
     from velodrome.config import Config as Config
     from velodrome.config import override as override
     from velodrome.errors import VelodromeError as VelodromeError
@@ -34,10 +38,18 @@ if TYPE_CHECKING:
     from velodrome.session import preview as preview
     from velodrome.session import resume as resume
     from velodrome.session import train as train
+    from velodrome.sweeps.sweep_results import Sweep as Sweep
+    from velodrome.sweeps.sweeping import sweep as sweep
+    from velodrome.trial_record import Trials as Trials
+    from velodrome.trial_runs import trials as trials
 
 _HOMES = {
     "Bench": ("velodrome.bench_results", "Bench"),
     "bench": ("velodrome.benching", "bench"),
+    "check_data": ("velodrome.checking", "check_data"),
+    "clear_data": ("velodrome.checking", "clear_data"),
+    "Comparison": ("velodrome.comparison.comparing", "Comparison"),
+    "compare": ("velodrome.comparison.comparing", "compare"),
     "Config": ("velodrome.config", "Config"),
     "override": ("velodrome.config", "override"),
     "VelodromeError": ("velodrome.errors", "VelodromeError"),
@@ -52,16 +64,26 @@ _HOMES = {
     "preview": ("velodrome.session", "preview"),
     "report": ("velodrome.reports", "report"),
     "resume": ("velodrome.session", "resume"),
+    "Sweep": ("velodrome.sweeps.sweep_results", "Sweep"),
+    "sweep": ("velodrome.sweeps.sweeping", "sweep"),
     "train": ("velodrome.session", "train"),
+    "Trials": ("velodrome.trial_record", "Trials"),
+    "trials": ("velodrome.trial_runs", "trials"),
 }
 
 __all__ = [
     "Bench",
+    "Comparison",
     "Config",
     "LRFinding",
     "Run",
+    "Sweep",
+    "Trials",
     "VelodromeError",
     "bench",
+    "check_data",
+    "clear_data",
+    "compare",
     "evaluate",
     "load",
     "lr_find",
@@ -73,7 +95,9 @@ __all__ = [
     "report",
     "resume",
     "summary",
+    "sweep",
     "train",
+    "trials",
 ]
 
 

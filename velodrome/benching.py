@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from velodrome import session
+from velodrome import planning, session
 from velodrome.bench_commands import Stopped, end_of, read_log, run_command, signals_raise
 from velodrome.bench_results import Bench
 from velodrome.bench_rows import BenchFolder, OwnRun, RivalRun, accuracy_in, read_run
@@ -103,14 +103,14 @@ def bench(
 
 
 def plan(config: Config, *, runs: int, against: str | None = None) -> dict[str, object]:
-    """What `bench` would do, without doing it: `session.plan` of one run, and what concerns all of them.
+    """What `bench` would do, without doing it: `planning.plan` of one run, and what concerns all of them.
 
     Raises:
         VelodromeError: what `bench` would refuse.
     """
     _check_wishes(config, runs, against, None)
     _existing(config)
-    one = session.plan(replace(config, run=replace(config.run, name=None)))
+    one = planning.plan(replace(config, run=replace(config.run, name=None)))
     place = next_run_folder(config.run.runs_dir, config.run.name, "bench")
     all_s = runs * float(str(one["training_s"]))
     first = config.run.seed

@@ -62,7 +62,8 @@ def fit_to_budget(job: Job, spent_s: float) -> Job:
     began_s = time.perf_counter()
     pace = measure_pace(job, enough_s=min(LONG_ENOUGH_S, MOST_TO_MEASURE * seconds_of(budget)))
     gone_s = spent_s + time.perf_counter() - began_s
-    steps = steps_within(seconds_of(budget) - gone_s - pace.finish_s, pace, job)
+    # Ranks have clocks of their own; that of the first counts.
+    steps = job.world.from_first(steps_within(seconds_of(budget) - gone_s - pace.finish_s, pace, job))
     if steps < FEWEST_STEPS:
         least_s = gone_s + pace.finish_s + FEWEST_STEPS * pace.step_s
         raise ConfigError(
@@ -102,7 +103,7 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
     return Pace(
         step_s,
         max(0.0, saved_s),
-        scored * image_s / every if every else 0.0,
+        scored * image_s / (every * job.world.size) if every else 0.0,
         PASSES * test * image_s + PAGE_S,
     )
 
@@ -131,7 +132,7 @@ def _time_steps(step: Step, trial: Job, first: int, enough_s: float) -> float:
     number, index = divmod(first, trial.loader.steps_per_epoch)
     epoch = trial.loader.epoch(number)
     taken: list[float] = []
-    while sum(taken) < enough_s or len(taken) < 4:
+    while trial.world.from_first(sum(taken) < enough_s or len(taken) < 4):
         trial.state.meter.reset()
         began_s = time.perf_counter()
         step(epoch, index, 0.0)

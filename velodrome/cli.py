@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import io
-import json
 import os
 import shlex
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import velodrome
 from velodrome import recipes
 from velodrome.config import Config, check, is_auto, override, read_yaml, search_section, to_dict, to_yaml
+from velodrome.distributed import check_takes_ranks, is_said_elsewhere, place_told
 from velodrome.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -32,6 +32,7 @@ from velodrome.errors import (
     VelodromeWarning,
 )
 from velodrome.flags import parse, search_given, settings_given
+from velodrome.printing import print_json, print_table, say
 
 EXIT_OUR_FAULT = 70
 
@@ -53,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for ea
         with warnings.catch_warnings():
             warnings.simplefilter("always", VelodromeWarning)
             warnings.showwarning = _show_warning
+            check_takes_ranks(arguments.command)
             _COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
         return EXIT_DONE
     except VelodromeError as error:
-        _say(f"velodrome: {error}")
+        if not is_said_elsewhere(error):
+            say(f"velodrome: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _say("velodrome: interrupted.")
+        say("velodrome: interrupted.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone, as `| head` does; a run never ends by this, only its last line.
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 (one for ea
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _not_printed(error)
         traceback.print_exc()
-        _say(f"velodrome {velodrome.__version__}: this is our fault, not yours. Please report it.")
+        say(f"velodrome {velodrome.__version__}: this is our fault, not yours. Please report it.")
         return EXIT_OUR_FAULT
 
 
@@ -78,7 +81,7 @@ def _not_printed(error: OSError) -> int:
     """Say that what a command printed does not fit where it goes, as no file of ours raises an OSError."""
     with contextlib.suppress(OSError, ValueError):  # so that Python does not try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _say(f"velodrome: what it printed cannot be written: {error.strerror}.")
+    say(f"velodrome: what it printed cannot be written: {error.strerror}.")
     return EXIT_PARTLY
 
 
@@ -106,17 +109,28 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         _print_config(config, arguments)
         return
-    from velodrome import session
+    from velodrome import planning, session
 
     if arguments.dry_run:
-        plan = session.plan(config)
-        _print_json(plan) if arguments.json else _print_table(plan)
+        if arguments.resume:
+            raise ConfigError(
+                "--resume and --dry-run exclude each other: a plan is for a new run.", "Leave one out."
+            )
+        plan = planning.plan(config)
+        print_json(plan) if arguments.json else print_table(plan)
         return
-    _tell_result(session.train(config, progress=not arguments.quiet), arguments)
+    run = session.train(config, progress=not arguments.quiet, resume=arguments.resume)
+    if place_told().rank > 0:  # the first rank says it for all
+        return
+    _tell_result(run, arguments)
+    from velodrome.comparison.since_last import change_since_last
+
+    if not arguments.quiet and (change := change_since_last(run.folder)):
+        say(change)
 
 
 def _print_config(config: Config, arguments: argparse.Namespace) -> None:
-    _print_json(to_dict(config)) if arguments.json else sys.stdout.write(to_yaml(config))
+    print_json(to_dict(config)) if arguments.json else sys.stdout.write(to_yaml(config))
 
 
 def _resume(arguments: argparse.Namespace) -> None:
@@ -129,10 +143,12 @@ def _resume(arguments: argparse.Namespace) -> None:
     run = session.resume(
         arguments.path,
         epochs=checked.train.epochs if "epochs" in given else None,
+        data=checked.data.data if "data" in given else None,
         data_root=checked.data.data_root,
         progress=not arguments.quiet,
     )
-    _tell_result(run, arguments)
+    if place_told().rank == 0:
+        _tell_result(run, arguments)
 
 
 def _lr_find(arguments: argparse.Namespace) -> None:
@@ -142,9 +158,9 @@ def _lr_find(arguments: argparse.Namespace) -> None:
 
     found = session.lr_find(config, progress=not arguments.quiet, **dataclasses.asdict(search))
     if arguments.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
-    _print_table(dict(found.rows()))
+    print_table(dict(found.rows()))
     sys.stdout.write(
         f"\nFigures and data: {found.path}. To train with it: velodrome train --lr {found.lr_max:g}\n"
     )
@@ -165,9 +181,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     if arguments.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
-        _print_table(dict(found.rows()))
+        print_table(dict(found.rows()))
         sys.stdout.write(f"\n{found.table()}\n\nEverything is in {found.path}\n")
     if found.failed:
         problem = (
@@ -186,11 +202,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         arguments.path, arguments.images, top=top, explain=arguments.explain, layer=arguments.layer
     )
     if arguments.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     elif found.predictions:
         sys.stdout.write(f"{found.table()}\n")
     for failure in found.failed:
-        _say(f"velodrome: {failure}")
+        say(f"velodrome: {failure}")
     if found.failed:
         raise PartlyError(
             f"{len(found.failed):,} of {len(found.failed) + len(found.predictions):,} could not be answered.",
@@ -215,7 +231,7 @@ def _whole_number(flag: str, text: str) -> int:
 def _tell_result(run: Run, arguments: argparse.Namespace) -> None:
     result = run.result
     if arguments.json:
-        _print_json(result)
+        print_json(result)
         return
     page = shlex.quote(str(run.folder.report))
     try:
@@ -239,6 +255,39 @@ def _report(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{path}\n")
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from velodrome.comparison.command import compare_and_write
+
+    found = compare_and_write(
+        arguments.runs,
+        baseline=arguments.baseline,
+        across_data=arguments.across_data,
+        table=arguments.csv,
+        page=arguments.output,
+    )
+    print_json(found.to_dict()) if arguments.json else sys.stdout.write(f"{found}\n")
+    if missing := found.what_is_missing():
+        raise missing
+
+
+def _trials(arguments: argparse.Namespace) -> None:
+    config, seeds = _config(arguments), _whole_number("--seeds", arguments.seeds)
+    if arguments.print_config:
+        _print_config(config, arguments)
+        return
+    from velodrome import trial_plan, trial_runs
+
+    vary, also = trial_plan.parse_vary(arguments.vary), trial_plan.parse_also(arguments.also)
+    if arguments.dry_run:
+        plan = trial_runs.plan(config, seeds=seeds, vary=vary, also=also)
+        print_json(plan) if arguments.json else print_table(trial_runs.rows_of_plan(plan))
+        return
+    found = trial_runs.trials(config, seeds=seeds, vary=vary, also=also, progress=not arguments.quiet)
+    print_json(found.to_dict()) if arguments.json else sys.stdout.write(f"{found}\n\n{found.where()}\n")
+    if failed := found.what_failed():
+        raise PartlyError(*failed)
+
+
 def _data(arguments: argparse.Namespace) -> None:
     _data_check(arguments) if arguments.verb == "check" else _data_clear(arguments)
 
@@ -250,7 +299,7 @@ def _data_check(arguments: argparse.Namespace) -> None:
 
     found = checking.check_data(config, progress=not arguments.quiet)
     if arguments.json:
-        _print_json({"path": str(found.path), **found.to_dict()})
+        print_json({"path": str(found.path), **found.to_dict()})
     else:
         sys.stdout.write(f"{found}\n\nData and contact sheet: {found.path}\n")
     if found.findings.errors:
@@ -264,7 +313,7 @@ def _data_clear(arguments: argparse.Namespace) -> None:
 
     freed = checking.clear_data(arguments.data)
     if arguments.json:
-        _print_json({"freed_bytes": freed})
+        print_json({"freed_bytes": freed})
     else:
         sys.stdout.write(f"{freed / 1e6:,.1f} MB freed. The images themselves are where they were.\n")
 
@@ -279,7 +328,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     bench_results.check_output(arguments.output)
     if arguments.dry_run:
         plan = benching.plan(config, runs=runs, against=arguments.against)
-        _print_json(plan) if arguments.json else _print_table(plan)
+        print_json(plan) if arguments.json else print_table(plan)
         return
     found = benching.bench(
         config,
@@ -291,12 +340,22 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.output:
         bench_results.append(arguments.output, f"{found}\n")
     if arguments.json:
-        _print_json({"path": str(found.path), **found.to_dict()})
+        print_json({"path": str(found.path), **found.to_dict()})
     else:
         sys.stdout.write(f"The table is in {arguments.output}\n" if arguments.output else f"{found}\n")
     failed = benching.what_failed(found)
     if failed:
         raise PartlyError(*failed)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    if arguments.print_config:
+        _print_config(config, arguments)
+        return
+    from velodrome.sweeps.command import carry_out
+
+    carry_out(config, arguments, settings_given(arguments))
 
 
 def _summary(arguments: argparse.Namespace) -> None:
@@ -305,64 +364,29 @@ def _summary(arguments: argparse.Namespace) -> None:
         flags["model"] = arguments.name
     config = override(Config(), flags, "flags")
     classes = _whole_number("--classes", arguments.classes)
-    from velodrome import session
+    from velodrome import planning
 
-    summary = session.summary_of(config.model, classes)
+    summary = planning.summary_of(config.model, classes)
     if arguments.json:
-        _print_json(summary.to_dict())
+        print_json(summary.to_dict())
     else:
         sys.stdout.write(f"{summary}\n")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
     config = override(Config(), settings_given(arguments), "flags")
-    from velodrome import session
+    from velodrome import planning
 
-    findings = session.examine(config)
-    _print_json(findings) if arguments.json else _print_table(findings)
-
-
-def _print_json(value: object) -> None:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    sys.stdout.write(text + "\n")
-
-
-def _print_table(values: dict[str, Any]) -> None:
-    """Names and values in two columns; a nested object is indented under its name."""
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        label = name.replace("_", " ")
-        if isinstance(value, dict):
-            inner = "; ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in value.items())
-            sys.stdout.write(f"{label:<{width}}  {inner}\n")
-        else:
-            sys.stdout.write(f"{label:<{width}}  {_plain(value)}\n")
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+    findings = planning.examine(config)
+    print_json(findings) if arguments.json else print_table(findings)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **_: Any) -> None:
     """Our own warnings as one line, those of others as Python has them."""
     if issubclass(category, VelodromeWarning):
-        _say(f"velodrome: {message}")
+        say(f"velodrome: {message}")
     else:
-        _say(warnings.formatwarning(message, category, *where[:2]))
+        say(warnings.formatwarning(message, category, *where[:2]))
 
 
 def _nowhere() -> typing.TextIO:
@@ -376,8 +400,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "report": _report,
+    "compare": _compare,
+    "trials": _trials,
     "data": _data,
     "bench": _bench,
+    "sweep": _sweep,
     "summary": _summary,
     "doctor": _doctor,
 }

@@ -609,7 +609,7 @@ def check(config: Config) -> Config:
 
 
 def usual_lr(optimizer: str, batch_size: int) -> float:
-    """LRMAX where a range test is out of the question; smaller batches, whose gradients are noisier, have less.
+    """LRMAX where a range test is out of the question; less for smaller batches, whose gradients are noisier.
 
     It falls with the square root of the batch size, which keeps the variance of the steps (A. Krizhevsky,
     "One weird trick for parallelizing convolutional neural networks", arXiv:1404.5997).

@@ -75,6 +75,21 @@ class InterruptedRunError(VelodromeError):
         self.exit_code = exit_code
 
 
+class OtherRankError(VelodromeError):
+    """Another of the processes that train together has failed, so this one stops too.
+
+    Args:
+        rank: of that process.
+        problem: what is wrong there.
+        remedy: how to mend it.
+        exit_code: with which that process ends.
+    """
+
+    def __init__(self, rank: int, problem: str, remedy: str, exit_code: int) -> None:
+        super().__init__(f"Rank {rank} stopped: {problem}", remedy)
+        self.exit_code = exit_code
+
+
 class VelodromeWarning(UserWarning):
     """Something is not as it should be, but the work goes on; the command prints it as one line."""
 

@@ -19,7 +19,7 @@ from velodrome.config import SEARCH_SETTINGS, SECTIONS, SETTINGS, Setting, descr
 from velodrome.errors import ConfigError, did_you_mean, nearest
 
 # What a look at own images depends on.
-DATA_CHECK = ("image_size", "image_fit", "test_fraction", "split_seed", "on_bad_image", "cache_by")
+DATA_CHECK = ("labels", "image_size", "image_fit", "test_fraction", "split_seed", "on_bad_image", "cache_by")
 # What a range test finds, and what makes no difference to it.
 NOT_FOR_LR_FIND = (
     "lr",
@@ -89,8 +89,11 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         "evaluate": _add_evaluate(commands),
         "predict": _add_predict(commands),
         "report": _add_report(commands),
+        "compare": _add_compare(commands),
+        "trials": _add_trials(commands),
         "data": _add_data(commands),
         "bench": _add_bench(commands),
+        "sweep": _add_sweep(commands),
         "summary": _add_summary(commands),
         "doctor": _add_doctor(commands),
     }
@@ -105,6 +108,8 @@ def _add_command(commands: Any, name: str, about: str) -> Any:
 
 def _add_train(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "train", "train, evaluate and report: one run folder")
+    words = "auto: go on with the run of that --name where there is one, for jobs that are started again"
+    parser.add_argument("--resume", metavar="auto", help=words)
     _add_training(parser)
     return typing.cast(argparse.ArgumentParser, parser)
 
@@ -147,6 +152,8 @@ def _add_resume(commands: Any) -> argparse.ArgumentParser:
     _add_output_flags(parser)
     more = "more epochs than the run has; the added ones keep the learning rate with which its schedule ends"
     parser.add_argument("--epochs", dest="set_epochs", metavar="N", default=argparse.SUPPRESS, help=more)
+    moved = "where the run's own images lie now, if they have moved; they must be the same images"
+    parser.add_argument("--data", dest="set_data", metavar="D", default=argparse.SUPPRESS, help=moved)
     _add_settings(parser, "data", only=("data_root",))
     return typing.cast(argparse.ArgumentParser, parser)
 
@@ -156,7 +163,8 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
     parser = _add_command(commands, "evaluate", about)
     parser.add_argument("path", type=Path, metavar="RUN", help="run folder")
     which = (
-        "cifar10, cifar100, shapes, or a folder with a folder of images for each class; else the run's own"
+        "another data set, as for train: its test images, else those to validate on, else all of them; "
+        "without it the run's own"
     )
     parser.add_argument("--data", metavar="D", help=which)
     _add_layer(parser)
@@ -219,6 +227,37 @@ def _add_report(commands: Any) -> argparse.ArgumentParser:
     return typing.cast(argparse.ArgumentParser, parser)
 
 
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    about = "runs side by side: means with confidence intervals, what differs, whether it matters, mistakes"
+    parser = _add_command(commands, "compare", about)
+    which = "run folders, folders that hold run folders (of trials, of a bench), or globs of such"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=which)
+    baseline = "what to compare with: a run, or settings such as cutout=16; else the variant of the first run"
+    parser.add_argument("--baseline", metavar="NAME", help=baseline)
+    across = "take runs with other test images too, marked, and without statements about them"
+    parser.add_argument("--across-data", action="store_true", help=across)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row a run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write one self-contained HTML page")
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_trials(commands: Any) -> argparse.ArgumentParser:
+    about = "a recipe, or variants of it, with several seeds: means with intervals, compared"
+    parser = _add_command(commands, "trials", about)
+    group = parser.add_argument_group(
+        "trials", "What is tried. With the --name of trials that were stopped, they go on."
+    )
+    seeds = "runs of each variant, with as many seeds from --seed on (default: 3)"
+    group.add_argument("--seeds", default="3", metavar="N", help=seeds)
+    vary = "values of a setting to try; given for several settings, every combination of them"
+    group.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2", help=vary)
+    also = "one more variant, that differs from the recipe by these settings alone; may be given many times"
+    group.add_argument("--also", action="append", default=[], metavar="KEY=V[,KEY2=V2]", help=also)
+    _add_training(parser)
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
 def _add_bench(commands: Any) -> argparse.ArgumentParser:
     about = "time to accuracy over several seeds, with the machine's ceiling; also against another program"
     parser = _add_command(commands, "bench", about)
@@ -235,6 +274,38 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     group.add_argument("--against-accuracy", metavar="REGEX", help=words)
     file = "Markdown file that the table is appended to; else it is printed"
     group.add_argument("--output", type=Path, metavar="FILE", help=file)
+    _add_training(parser)
+    return typing.cast(argparse.ArgumentParser, parser)
+
+
+def _add_sweep(commands: Any) -> argparse.ArgumentParser:
+    parser = _add_command(commands, "sweep", "search for the best settings: many trials, on many machines")
+    group = parser.add_argument_group(
+        "sweep", "What is searched and how. With the --name of a sweep that is there, it goes on."
+    )
+    space = "YAML file: a line for each setting, with a list of values or a range {from: A, to: B, log: true}"
+    group.add_argument("--search", type=Path, metavar="FILE", required=True, help=space)
+    group.add_argument(
+        "--trials", metavar="N", help="trials in all, over all workers (default: 20, unless with --timeout)"
+    )
+    group.add_argument("--timeout", metavar="TIME", help="begin no trial after so long, such as 90s or 8h")
+    group.add_argument(
+        "--sampler", default="tpe", metavar="NAME", help="tpe, which learns from the trials, or random"
+    )
+    prune = "give up trials that do worse than the others (successive halving)"
+    group.add_argument("--prune", action=argparse.BooleanOptionalAction, default=True, help=prune)
+    storage = (
+        "address of a database that all workers share, such as postgresql://user@host/database; else a "
+        "SQLite file in the folder"
+    )
+    group.add_argument("--storage", metavar="URL", help=storage)
+    group.add_argument(
+        "--study-name", metavar="NAME", help="by which workers find the same study; else that of the folder"
+    )
+    checkpoints = "keep those of all trials, not just of the best"
+    group.add_argument("--keep-checkpoints", action="store_true", help=checkpoints)
+    grace = "a worker without a sign of life for so long is taken for dead (default: 60s)"
+    group.add_argument("--grace", default="60s", metavar="TIME", help=grace)
     _add_training(parser)
     return typing.cast(argparse.ArgumentParser, parser)
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from velodrome.config import HUB, Config, DataSection, check, is_auto, is_own, resolution_parts
+from velodrome.config import (
+    HUB,
+    Config,
+    DataSection,
+    check,
+    is_auto,
+    is_own,
+    resolution_parts,
+    settings_of_training,
+)
 from velodrome.data.augment import normalise
 from velodrome.data.imageset import ImageSet, Normalisation, Splits, channel_statistics
 from velodrome.data.loader import Loader
 from velodrome.data.sources import load_splits, resolve_data_root
 from velodrome.device import check_can_compile, device_kind, pick_device, pick_precision, synchronize
+from velodrome.distributed import ALONE, FEWEST_IMAGES, World
 from velodrome.errors import ConfigError
 from velodrome.evaluation.metrics import accuracy, mean_loss
 from velodrome.evaluation.predict import logits_of
@@ -65,6 +77,11 @@ class Job:
         return replace(self, config=config, loader=loader, state=_new_state(config, self.splits, loader))
 
     @property
+    def world(self) -> World:
+        """The processes that carry out the job together."""
+        return self.loader.world
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps in the whole run."""
         return total_steps(self.config.train, self.loader.steps_per_epoch)
@@ -83,7 +100,7 @@ def resolve(config: Config) -> Config:
         check_can_compile(device)
     settled = replace(
         config,
-        data=_with_absolute_paths(config.data),
+        data=with_absolute_paths(config.data),
         model=replace(config.model, init=config.model.init and config.model.init.absolute()),
         train=resolve_lr(config.train),
         run=replace(config.run, device=device_kind(device), precision=precision),
@@ -91,7 +108,7 @@ def resolve(config: Config) -> Config:
     return check(settled)
 
 
-def _with_absolute_paths(data: DataSection) -> DataSection:
+def with_absolute_paths(data: DataSection) -> DataSection:
     """The section as it means the same from any folder."""
     if data.labels:
         data = replace(data, labels=data.labels.absolute())
@@ -105,14 +122,57 @@ def _with_absolute_paths(data: DataSection) -> DataSection:
     return replace(data, data=str(path.absolute())) if os.path.lexists(path) else data
 
 
+def prepare_together(
+    config: Config, world: World, *, weights_follow: bool = False, progress: bool = True
+) -> Job:
+    """What `prepare` does, on all ranks, of which the first of each machine reads the images first.
+
+    Args:
+        config: as for `prepare`.
+        world: all ranks.
+        weights_follow: as for `prepare`.
+        progress: likewise.
+
+    Raises:
+        VelodromeError: as `prepare`; or ranks have other settings or images than the first.
+    """
+    splits = world.in_turn(lambda: _load(resolve(config), progress))
+    how = {"weights_follow": weights_follow, "progress": progress}
+    job = world.together(lambda: prepare(config, splits, world=world, **how))
+    if not world.is_alone:
+        world.check_same(settings_of_training(job.config) | {"other images": _checksum(splits)})
+    return job
+
+
+def _load(config: Config, progress: bool) -> Splits:
+    enlarged = config.augment.takes_parts
+    return load_splits(config.data, config.run.seed, enlarged=enlarged, progress=progress)
+
+
+def _checksum(splits: Splits) -> str:
+    """Tells image sets apart: by the checksum that own images have, else by their pixels; and by labels."""
+    crc = 0
+    for images in filter(None, (splits.train, splits.val, splits.test)):
+        parts = (images.labels, *([] if splits.fingerprint else [images.images_u8[:]]))
+        for part in parts:
+            crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
+    return f"{splits.fingerprint} {crc:08x}".strip()
+
+
 def prepare(
-    config: Config, splits: Splits | None = None, *, weights_follow: bool = False, progress: bool = True
+    config: Config,
+    splits: Splits | None = None,
+    *,
+    world: World = ALONE,
+    weights_follow: bool = False,
+    progress: bool = True,
 ) -> Job:
     """Load the data, build the network, check that everything fits. Writes nothing but data for later.
 
     Args:
         config: with or without "auto" in it.
         splits: images to use in place of those that the config names.
+        world: the processes that train together; each makes its part of every batch.
         weights_follow: the weights are about to be replaced, so that those of `init` are not needed.
         progress: show on stderr what is downloaded or prepared.
 
@@ -121,17 +181,16 @@ def prepare(
     """
     config = resolve(config)
     if splits is None:
-        splits = load_splits(
-            config.data, config.run.seed, enlarged=config.augment.takes_parts, progress=progress
-        )
+        splits = _load(config, progress)
     config = settle(config, splits)
     _check_batch(config.train.batch_size, len(splits.train))
+    _check_ranks(config, world, is_new=not weights_follow)
     device = torch.device(config.run.device)
     synchronize(device)  # what a GPU takes to wake up belongs to nobody
     clock = Clock()
     clock.start()
     normalisation = channel_statistics(splits.train.images_u8)
-    loader = make_loader(config, splits.train, normalisation, device)
+    loader = make_loader(config, splits.train, normalisation, device, world)
     synchronize(device)
     clock.stop()
     config = replace(config, train=cut_short(config.train, loader.steps_per_epoch))
@@ -141,7 +200,11 @@ def prepare(
 
 
 def make_loader(
-    config: Config, images: ImageSet, normalisation: Normalisation, device: torch.device
+    config: Config,
+    images: ImageSet,
+    normalisation: Normalisation,
+    device: torch.device,
+    world: World = ALONE,
 ) -> Loader:
     """The training batches of a config, from images that are put on the device."""
     train, side = config.train, config.data.image_size
@@ -158,6 +221,7 @@ def make_loader(
         side=None if is_own_size else side,
         balance=train.balance,
         steps=train.steps,
+        world=world,
     )
 
 
@@ -169,7 +233,10 @@ def _new_state(config: Config, splits: Splits, loader: Loader, *, weights_follow
         classes=len(splits.train.classes),
         image_size=splits.side,
         seed=config.run.seed,
-    ).to(device)
+    )
+    if config.train.sync_bn and not loader.world.is_alone:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call, unused-ignore]
+    network = network.to(device)
     clock = Clock()
     if config.model.init and not weights_follow:
         start_from(network, config.model, splits.train.classes)
@@ -207,6 +274,44 @@ def _check_batch(batch_size: int, images: int) -> None:
         )
 
 
+def _check_ranks(config: Config, world: World, *, is_new: bool) -> None:
+    """Check that the settings are possible with so many ranks.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    batch, ghost, size = config.train.batch_size, config.model.ghost_batch, world.size
+    if config.train.sync_bn and config.run.device != "cuda":
+        raise ConfigError(
+            f"sync_bn is on, but the device is {config.run.device}, and torch's SyncBatchNorm needs cuda.",
+            "Leave out --sync-bn: batch norm then takes its statistics on each rank.",
+        )
+    if config.train.sync_bn and world.is_alone and is_new:  # one that goes on computes the same alone
+        raise ConfigError(
+            "sync_bn is on, but there is one process, whose batch norm sees the whole batch anyway.",
+            "Leave out --sync-bn, or start several ranks with torchrun.",
+        )
+    if world.is_alone:
+        return
+    fitting = max(batch // size, FEWEST_IMAGES) * size
+    remedy = f"Use --batch-size {fitting} or {fitting + size}, or another number of ranks."
+    if batch % size:
+        raise ConfigError(
+            f"batch_size is {batch}, but must be a multiple of {size}, the number of ranks that share it.",
+            remedy,
+        )
+    if batch < fitting:
+        raise ConfigError(
+            f"batch_size is {batch}, but batch norm needs {FEWEST_IMAGES} images on each of {size} ranks.",
+            remedy,
+        )
+    if ghost is not None and ghost > batch // size:
+        raise ConfigError(
+            f"ghost_batch is {ghost}, but each of the {size} ranks has {batch // size} images of a batch.",
+            f"Use --ghost-batch {batch // size} or smaller, fewer ranks or a larger --batch-size.",
+        )
+
+
 def train_pflop(job: Job, steps: int | None = None) -> float:
     """The work of the first steps, or of the whole training, in 1e15 floating point operations.
 
@@ -224,9 +329,18 @@ def train_pflop(job: Job, steps: int | None = None) -> float:
 
 
 def score_on(network: nn.Module, job: Job, images: ImageSet) -> tuple[float | None, float]:
-    """Mean loss, None where it is not finite, and accuracy of a network on some of the job's images."""
+    """Mean loss, None where it is not finite, and accuracy of a network on some of the job's images.
+
+    Several ranks do it together; the buffers of their networks are made equal first.
+    """
+    job.world.average_buffers(network)
     logits = logits_of(
-        network, images, job.normalisation, device=job.device, precision=job.config.run.precision
+        network,
+        images,
+        job.normalisation,
+        device=job.device,
+        precision=job.config.run.precision,
+        world=job.world,
     )
     labels = torch.from_numpy(images.labels)
     return mean_loss(logits, labels), accuracy(logits, labels)

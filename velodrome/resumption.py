@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from velodrome.config import Config, settings_of_training
-from velodrome.errors import RunError, VelodromeWarning
-from velodrome.job import Job
+from velodrome.config import Config, is_auto, settings_of_training
+from velodrome.errors import ConfigError, RunError, VelodromeWarning
+from velodrome.job import Job, with_absolute_paths
 from velodrome.run.checkpoint import Checkpoint, load_checkpoint
 from velodrome.run.environment import bits_depend_on
 from velodrome.run.folder import RunFolder
+from velodrome.training.schedule import resolve_lr
 
 
 def restore(folder: RunFolder, job: Job) -> int:
     """Put the job where its newest good checkpoint left it, if there is one.
 
-    Warns (VelodromeWarning) where the run goes on with another torch or on another CPU.
+    Warns (VelodromeWarning) where the run goes on with another torch, on another CPU, or with another number
+    of ranks.
 
     Returns:
-        The number of threads to go on with, that with which the run was trained so far.
+        The number of threads to go on with: that with which the run was trained so far, by as many ranks.
 
     Raises:
         RunError: there are checkpoints, but none that is whole and was made with the job's settings.
@@ -42,8 +46,28 @@ def restore(folder: RunFolder, job: Job) -> int:
                 "its result may differ from those of a run that was never interrupted."
             )
             warnings.warn(message, VelodromeWarning, stacklevel=2)
+    ranks = before.get("ranks", 1)
+    if ranks != job.world.size:
+        _warn_of_ranks(job, ranks)
+        return torch.get_num_threads()
     threads = before.get("threads")
     return threads if isinstance(threads, int) and threads > 0 else torch.get_num_threads()
+
+
+def _warn_of_ranks(job: Job, before: int) -> None:
+    """Tell what another number of ranks means."""
+    message = (
+        f"The run began with {before} rank(s) and goes on with {job.world.size}, so the last bits of its "
+        "result may differ from those of a run that was never interrupted."
+    )
+    train = job.config.train
+    if not train.sync_bn and job.config.model.ghost_batch is None:
+        batch = train.batch_size
+        message += (
+            f" Batch norm now takes its statistics over {batch // job.world.size} images in place of "
+            f"{batch // before}."
+        )
+    warnings.warn(message, VelodromeWarning, stacklevel=3)
 
 
 def _check_same_images(job: Job, trained_on: str | None) -> None:
@@ -57,6 +81,39 @@ def _check_same_images(job: Job, trained_on: str | None) -> None:
             f"it was trained on other images than {job.config.data.data} holds now.",
             "Bring them back as they were, or start a new run.",
         )
+
+
+def check_request(wanted: Config, folder: RunFolder, recorded: Config) -> None:
+    """Check that a run is the one that is asked for, so that it can be gone on with in its place.
+
+    What is "auto" in the request may have become anything, and so may what follows from the data.
+
+    Args:
+        wanted: as it was asked for.
+        folder: of the run.
+        recorded: its settings.
+
+    Raises:
+        ConfigError: a setting is another; names the first.
+    """
+    train = resolve_lr(wanted.train, recorded.train.lr if recorded.train.lr != "auto" else None)
+    if train.time_budget:  # fixes the steps by a measurement
+        follows = {"epochs", "steps", "schedule_epochs"}
+    else:
+        follows = {"epochs"} if train.steps is not None else set()
+    asked = settings_of_training(replace(wanted, train=train)) | {"data": _place(wanted)}
+    there = settings_of_training(recorded) | {"data": _place(recorded)}
+    for key, value in asked.items():
+        if key not in follows and not is_auto(value) and there.get(key, value) != value:
+            raise ConfigError(
+                f"{key} is {value}, but run {folder.path} has {there[key]}.",
+                f"Choose another --name, or go on as it is: velodrome resume {shlex.quote(str(folder.path))}",
+            )
+
+
+def _place(config: Config) -> str:
+    """The name of the data set, or where own images lie."""
+    return with_absolute_paths(config.data).data
 
 
 def check_settings(config: Config, trained_with: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -47,7 +47,7 @@ from velodrome.run.checkpoint import save_checkpoint, save_weights
 from velodrome.run.environment import bits_depend_on, describe_environment
 from velodrome.run.folder import RunFolder, write_atomically, write_json
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay
-from velodrome.run.stopping import Every, StopRequest
+from velodrome.run.stopping import Agenda, Every, StopRequest
 from velodrome.training.loop import Scores, fit, raise_if_not_finite
 from velodrome.training.schedule import make_schedule
 from velodrome.training.state import Meter
@@ -66,7 +66,8 @@ def describe(folder: RunFolder, job: Job) -> None:
     nameless = replace(job.config, run=replace(job.config.run, name=None))
     write_atomically(folder.config, to_yaml(nameless))
     if not folder.recorded_environment():  # it tells how the run began
-        write_json(folder.environment, describe_environment(job.device, job.config.run.precision))
+        environment = describe_environment(job.device, job.config.run.precision)
+        write_json(folder.environment, {**environment, "ranks": job.world.size})
     side = job.splits.side
     write_json(folder.summary, summarize(job.state.model, (3, side, side)).to_dict())
     if job.splits.found is not None:
@@ -77,6 +78,8 @@ def describe(folder: RunFolder, job: Job) -> None:
 def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
     """Train from wherever the state stands to the end, then evaluate and report.
 
+    Of several ranks only the first has anything to do with the folder. The others are done with the training.
+
     Args:
         folder: of the run.
         job: prepared; its state is changed in place.
@@ -84,20 +87,44 @@ def carry_on(folder: RunFolder, job: Job, *, progress: bool) -> None:
 
     Raises:
         InterruptedRunError: a signal asked for a stop; the run can be resumed.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or another rank has gone.
         RunError: the run folder cannot be written; what was written before can be resumed.
     """
-    with StopRequest() as stop, memory_kept(job.device):
+    for _ in epochs_of(folder, job, progress=progress):
+        pass
+
+
+def epochs_of(
+    folder: RunFolder, job: Job, *, progress: bool, results: bool = True, stop: StopRequest | None = None
+) -> Generator[EpochDone]:
+    """What `carry_on` does, for somebody who watches it: to give the run up, stop asking for the next epoch.
+
+    Args:
+        folder: of the run.
+        job: prepared; its state is changed in place.
+        progress: show it on stderr.
+        results: evaluate and report at the end; else the test images are not looked at.
+        stop: notes the signals that ask for a stop, for whoever wants to know of those that came too late.
+
+    Yields:
+        Each epoch, once it is trained, scored, and in a checkpoint.
+
+    Raises:
+        VelodromeError: as `carry_on`.
+    """
+    with stop or StopRequest() as signals, memory_kept(job.device):
+        if not job.world.is_first:
+            yield from _train(folder, job, lambda _event: None, signals)
+            return
         try:
             with _listening(folder, job, progress=progress) as tell:
                 tell(_started(folder, job))
                 with contextlib.suppress(RunError):  # pictures; what matters says so if the disk is full
                     write_samples(folder, job.splits.train, job.loader)
                 _show_live(folder)
-                # Dropout draws from the global generators; the caller gets them back as they were.
-                own_rng = torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else [])
-                with own_rng, convolutions_tuned(job.device):
-                    warm_up_s = _train(folder, job, tell, stop)
+                warm_up_s = yield from _train(folder, job, tell, signals)
+                if not results:
+                    return
                 tell(_finish(folder, job, warm_up_s))
             show(folder)
         except RunError as error:
@@ -142,11 +169,31 @@ def _listening(folder: RunFolder, job: Job, *, progress: bool) -> Iterator[Tell]
         yield tell
 
 
-def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
-    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
+def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> Generator[EpochDone, None, float]:
+    """Train to the last step, and tell if that cannot be.
 
     Returns:
         Seconds that it took to warm up before the first step, which are no part of training.
+    """
+    # Dropout draws from the global generators; the caller gets them back as they were.
+    own_rng = torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else [])
+    try:
+        with own_rng, convolutions_tuned(job.device), job.world.watched():
+            return (yield from _take_steps(folder, job, tell, stop))
+    except TrainingError as error:
+        tell(RunStopped(job.state.step, error.problem))
+        raise
+
+
+def _take_steps(
+    folder: RunFolder, job: Job, tell: Tell, stop: StopRequest
+) -> Generator[EpochDone, None, float]:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
+
+    All ranks go through this alike: what they do between two steps is what they agreed on.
+
+    Returns:
+        As `_train`.
     """
     warm_up_s = 0.0
     state, config = job.state, job.config
@@ -164,33 +211,34 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> float:
         compiled=config.run.compile,
     )
     every_s = math.inf if config.run.checkpoint_every is None else 60 * config.run.checkpoint_every
-    watch, checkpoint_due, page_due = Every(WATCH_S), Every(every_s), Every(PAGE_S)
-    try:
+    agenda, page_due = Agenda(job.world, stop, look_s=WATCH_S, save_s=every_s), Every(PAGE_S)
+    with contextlib.closing(events):  # whatever ends it, a step and the ranks that it holds are given up
         for event in events:
             tell(event)
             if isinstance(event, WarmedUp):
                 warm_up_s += event.seconds
-            if watch.is_due():
-                raise_if_not_finite(state, lr_at)
             ends_epoch = state.meter.done == job.loader.steps_per_epoch or state.step == job.total_steps
             if isinstance(event, StepDone) and ends_epoch:
-                continue  # the end of the epoch comes next, with a checkpoint of its own
-            if isinstance(event, EpochDone) or checkpoint_due.is_due() or stop.signal:
+                continue  # the end of the epoch comes next, with a look and a checkpoint of its own
+            due = agenda.after_step()
+            if isinstance(event, EpochDone) or due.save or due.signal:
                 # Asked first, so that no checkpoint holds a broken network.
                 raise_if_not_finite(state, lr_at)
                 _save(folder, job, tell)
-                if isinstance(event, EpochDone) and page_due.is_due():
+                if isinstance(event, EpochDone) and job.world.is_first and page_due.is_due():
                     _show_live(folder)
-            if isinstance(event, EpochDone) and (stopped := stalled(state.history, config.train.early_stop)):
-                tell(stopped)
-                break
-            if stop.signal and state.step < job.total_steps:
-                tell(RunStopped(state.step, signal.Signals(stop.signal).name))
+            elif due.look:
+                raise_if_not_finite(state, lr_at)
+            if isinstance(event, EpochDone):
+                yield event
+                if stopped := stalled(state.history, config.train.early_stop):
+                    tell(stopped)
+                    break
+            if due.signal and state.step < job.total_steps:
+                tell(RunStopped(state.step, signal.Signals(due.signal).name))
+                job.world.wait()  # whoever starts the ranks may end all as soon as one has ended
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
-                raise _interrupted(folder, where, stop.signal)
-    except TrainingError as error:
-        tell(RunStopped(state.step, error.problem))
-        raise
+                raise _interrupted(folder, where, due.signal)
     return warm_up_s
 
 
@@ -211,13 +259,18 @@ def stalled(history: Sequence[EpochDone], patience: int | None) -> StoppedEarly 
 
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
+    """Save a checkpoint, which is the same whichever rank would write it."""
     state = job.state
+    job.world.average_buffers(state.model)
+    if not job.world.is_first:
+        return
     settings = settings_of_training(job.config)
     numbers = {
         **state.numbers(),
         "seed": job.config.run.seed,
         "settings": settings,
         "images": job.splits.fingerprint,
+        "ranks": job.world.size,
         **bits_depend_on(),
     }
     tell(CheckpointSaved(save_checkpoint(folder, state.step, state.tensors(), numbers), state.step))
@@ -288,7 +341,7 @@ def _scores_if_due(network: nn.Module, job: Job) -> Scores:
     val = score_on(network, job, job.splits.val) if with_val and job.splits.val else nothing
     with_test = is_due and job.config.evaluate.score_test == "often"
     test = score_on(network, job, job.splits.test) if with_test else nothing
-    return Scores(*val, *test)
+    return job.world.from_first(Scores(*val, *test))
 
 
 def _started(folder: RunFolder, job: Job) -> RunStarted:

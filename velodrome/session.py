@@ -3,80 +3,109 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from velodrome.budget import fit_to_budget
-from velodrome.config import USUAL_LR, Config, ModelSection, override, search_section
-from velodrome.data.cifar import cifar_is_present
-from velodrome.data.imageset import Splits
-from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
-from velodrome.device import (
-    available_devices,
-    find_compiler,
-    matrix_speeds,
-    memory_kept,
-    pick_device,
-    pick_precision,
-    threads,
-)
+from velodrome.config import Config, override, search_section
+from velodrome.data.sources import check_is_there
+from velodrome.device import memory_kept, pick_device, threads
+from velodrome.distributed import World, join
 from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, TrainingError
-from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own
+from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own, is_own_data
 from velodrome.evaluation.gallery import augmented_batch
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
 from velodrome.explaining import Preview
-from velodrome.job import prepare, resolve, train_pflop
+from velodrome.job import Job, prepare, prepare_together
 from velodrome.lr_finding import LRFinding
 from velodrome.lr_search import search_before_training, search_job
-from velodrome.models.build import build_model
-from velodrome.models.summary import Summary, summarize
+from velodrome.models.summary import summarize
+from velodrome.planning import check_place
 from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import speed94
 from velodrome.reports import has_final_page, show
-from velodrome.resumption import restore
-from velodrome.run.checkpoint import KEEP, load_weights
-from velodrome.run.environment import describe_environment
-from velodrome.run.folder import (
-    RunFolder,
-    check_can_write,
-    check_name_is_free,
-    create_run,
-    free_gib,
-    next_run_folder,
-    open_run,
-)
+from velodrome.resumption import check_request, restore
+from velodrome.run.checkpoint import load_weights
+from velodrome.run.folder import RunFolder, create_run, open_run
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, search_display
 from velodrome.running import carry_on, describe
 from velodrome.runs import Run, load, read_config
-from velodrome.training.estimate import images_per_s, memory_gib
-from velodrome.training.optim import STATE_TENSORS
-from velodrome.training.schedule import extend, make_schedule
+from velodrome.training.schedule import extend
 
 
-def train(config: Config | None = None, *, progress: bool = True) -> Run:
+class Carry(Protocol):
+    """Brings a prepared run from wherever it stands to its end, as `running.carry_on` does."""
+
+    def __call__(self, folder: RunFolder, job: Job, *, progress: bool) -> None:
+        """Train, and write down what comes of it."""
+
+
+def train(config: Config | None = None, *, progress: bool = True, resume: str | None = None) -> Run:
     """Train, evaluate and report; leaves one run folder.
+
+    Started by torchrun, all processes train one network together. The first of them writes the folder; the
+    others return as soon as training is over.
 
     Args:
         config: from a recipe; `speed94()` without one.
         progress: show it on stderr.
+        resume: "auto" goes on with the run of that name where there is one, and leaves it alone where it has
+            finished.
 
     Raises:
         VelodromeError: bad settings or data (nothing was written), or training had to stop (see its type).
     """
     config = config or speed94()
-    _check_place(config)
-    job = prepare(config, progress=progress)
+    _check_resume(config, resume)
+    with join(lambda: pick_device(config.run.device)) as world:
+        progress = progress and world.is_first
+        if resume:
+            place = config.run.runs_dir / str(config.run.name)
+            if world.first(lambda: os.path.lexists(place)):
+                folder = open_run(place)
+                world.together(lambda: check_request(config, folder, read_config(folder)))
+                return go_on(folder, world, data_root=config.data.data_root, progress=progress)
+        return start(config, world, progress=progress)
+
+
+def _check_resume(config: Config, resume: str | None) -> None:
+    if resume not in (None, "auto"):
+        raise ConfigError(
+            f"resume is {resume!r}, but must be auto.", "To go on with a run that is there: velodrome resume."
+        )
+    if resume and config.run.name is None:
+        raise ConfigError(
+            "resume is auto, but no name says which run to go on with.", "Give it one, as in --name my-run."
+        )
+
+
+def start(config: Config, world: World, *, progress: bool, carry: Carry = carry_on) -> Run:
+    """Train from the beginning.
+
+    Args:
+        config: of the run.
+        world: the processes that train together.
+        progress: show it on stderr.
+        carry: brings the run to its end.
+
+    Raises:
+        VelodromeError: as `train`.
+    """
+    world.first(lambda: check_place(config))
+    job = prepare_together(config, world, progress=progress)
     began_s = time.perf_counter()
     found = None
     if job.config.train.lr == "auto":
         with search_display(progress) as tell:
             found, lr_max = search_before_training(job, tell)
-        job = job.with_lr(lr_max)
+        job = job.with_lr(world.from_first(lr_max))
         if progress and found and found.lr_max:
             seconds = duration(found.about["seconds"])
             sys.stderr.write(f"LRMAX {lr_max:g} found in {seconds}, with {found.level} confidence\n")
@@ -89,10 +118,19 @@ def train(config: Config | None = None, *, progress: bool = True) -> Run:
         if found:
             found.save(draft.path)
 
-    folder = create_run(run.runs_dir, run.name, job.config.recipe, fill)
-    with locked(folder):
-        carry_on(folder, job, progress=progress)
+    path = world.first(lambda: create_run(run.runs_dir, run.name, job.config.recipe, fill).path)
+    folder = RunFolder(path)
+    with _locked(folder, world):
+        carry(folder, job, progress=progress)
     return Run(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder, world: World) -> Iterator[None]:
+    """Keep every other run out of the folder; the first rank does so for all."""
+    with contextlib.ExitStack() as until_the_end:
+        world.first(lambda: until_the_end.enter_context(locked(folder)))
+        yield
 
 
 def lr_find(config: Config | None = None, *, progress: bool = True, **search: object) -> LRFinding:
@@ -112,7 +150,7 @@ def lr_find(config: Config | None = None, *, progress: bool = True, **search: ob
     """
     plan = search_section(search)
     config = override(config or speed94(), {"lr": "auto", "lr_min": "auto", "lr_final": "auto"})
-    _check_place(config)
+    check_place(config)
     job = prepare(config, progress=progress)
     with search_display(progress) as tell:
         found = search_job(job, plan, tell)
@@ -127,6 +165,7 @@ def resume(
     path: Path | str,
     *,
     epochs: int | None = None,
+    data: Path | str | None = None,
     data_root: Path | str | None = None,
     progress: bool = True,
 ) -> Run:
@@ -138,6 +177,7 @@ def resume(
         path: of the run folder.
         epochs: more than the run has, to train it for longer, be it complete or not. The epochs that it had
             keep their schedule; the new ones have the learning rate with which that ends.
+        data: where the run's own images lie now, if they have moved since; they must be the same images.
         data_root: where the data set lies now, if it has moved since.
         progress: show it on stderr.
 
@@ -146,29 +186,66 @@ def resume(
             these epochs; or training had to stop again.
     """
     folder = open_run(Path(path))
-    if _is_complete(folder, epochs):
-        return _nothing_left(folder, progress=progress)
-    with locked(folder):
-        if _is_complete(folder, epochs):  # by another process, just before this one got the lock
-            return _nothing_left(folder, progress=progress)
+    with join(lambda: pick_device(read_config(folder).run.device)) as world:
+        progress = progress and world.is_first
+        return go_on(folder, world, epochs=epochs, data=data, data_root=data_root, progress=progress)
+
+
+def go_on(
+    folder: RunFolder,
+    world: World,
+    *,
+    epochs: int | None = None,
+    data: Path | str | None = None,
+    data_root: Path | str | None = None,
+    progress: bool,
+    carry: Carry = carry_on,
+) -> Run:
+    """Train to the end, where there is anything left to do.
+
+    Args:
+        folder: of the run.
+        world: the processes that train together.
+        epochs: as for `resume`.
+        data: likewise.
+        data_root: likewise.
+        progress: show it on stderr.
+        carry: brings the run to its end.
+
+    Raises:
+        VelodromeError: as `resume`.
+    """
+    if world.first(lambda: _is_complete(folder, epochs)):
+        return _nothing_left(folder, world, progress=progress)
+    with _locked(folder, world):
+        # By another process, just before this one got the lock?
+        if world.first(lambda: _is_complete(folder, epochs)):
+            return _nothing_left(folder, world, progress=progress)
         config = read_config(folder)
-        if data_root is not None:
-            config = override(config, {"data_root": data_root})
+        places = {"data": data and str(data), "data_root": data_root}
+        config = override(config, {key: place for key, place in places.items() if place is not None})
+        moved = f"If it has moved: velodrome resume {shlex.quote(str(folder.path))} --data PATH"
+        check_is_there(config.data, moved)
         if epochs is not None:
             config = replace(config, train=extend(config.train, epochs))
-        job = prepare(config, weights_follow=True, progress=progress)
-        threads_so_far = restore(folder, job)
-        was_finished = folder.is_finished
-        try:
-            folder.open_again()
-            describe(folder, job)
-        except RunError as error:
-            if was_finished:  # and is no longer, so something has been written
-                error.exit_code = EXIT_PARTLY
-            raise
+        job = prepare_together(config, world, weights_follow=True, progress=progress)
+        threads_so_far = world.together(lambda: restore(folder, job))
+        world.first(lambda: _open_again(folder, job))
         with threads(threads_so_far):
-            carry_on(folder, job, progress=progress)
+            carry(folder, job, progress=progress)
     return Run(folder)
+
+
+def _open_again(folder: RunFolder, job: Job) -> None:
+    """Take back that the run has ended, if it has, and write down what is known now."""
+    was_finished = folder.is_finished
+    try:
+        folder.open_again()
+        describe(folder, job)
+    except RunError as error:
+        if was_finished:  # and is no longer, so something has been written
+            error.exit_code = EXIT_PARTLY
+        raise
 
 
 def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
@@ -182,11 +259,11 @@ def _is_complete(folder: RunFolder, epochs: int | None) -> bool:
     return epochs is None or epochs == read_config(folder).train.epochs
 
 
-def _nothing_left(folder: RunFolder, *, progress: bool) -> Run:
+def _nothing_left(folder: RunFolder, world: World, *, progress: bool) -> Run:
     """Say so, and make the page if a kill on the last few metres prevented it."""
     if progress:
         sys.stderr.write(f"{folder.path} has finished already; nothing is left to do.\n")
-    if not has_final_page(folder):
+    if world.is_first and not has_final_page(folder):
         with contextlib.suppress(RunError):  # of a run that may only be read, the page stays as it is
             show(folder)
     return Run(folder)
@@ -210,7 +287,8 @@ def evaluate(
 
     Args:
         run: or the path of its folder.
-        data: a data set, or a folder with a folder of images for each class; None for the run's own.
+        data: a data set, as in a config: of one with held-out images these are taken, else all of them; None
+            for the run's own.
         data_root: where data sets lie now, if that has changed.
         layer: the stage whose Grad-CAM maps the gallery shows, layer2 without; not for other data.
         device: "auto", "cpu", "cuda" or "mps".
@@ -231,7 +309,7 @@ def evaluate(
         if data_root is not None:
             config = override(config, {"data_root": data_root})
         trained = ask(classifier, config, device=device, precision=precision)
-        other = None if data is None or str(data) == config.data.data else str(data)
+        other = None if data is None or is_own_data(config, str(data)) else str(data)
         if other and layer:
             raise ConfigError(
                 f"layer is {layer!r}, but other data than the run's own get no gallery.", "Leave it out."
@@ -241,7 +319,7 @@ def evaluate(
         try:
             with memory_kept(trained.device):
                 if other:
-                    found = evaluate_other(folder, config, classifier, trained, other)
+                    found = evaluate_other(folder, config, classifier, trained, other, progress=progress)
                 else:
                     found = evaluate_own(folder, config, classifier, trained, layer=layer or DEFAULT_LAYER)
             show(folder)
@@ -295,98 +373,3 @@ def preview(config: Config | None = None) -> Preview:
     job = prepare(config or speed94())
     side = job.splits.side
     return Preview(job.splits, summarize(job.state.model, (3, side, side)), *augmented_batch(job.loader))
-
-
-def plan(config: Config) -> dict[str, object]:
-    """What `train(config)` would do, without doing it: data, steps, schedule, time, memory, disk.
-
-    Reads the data, but neither downloads nor writes anything; where the data set would have to be
-    downloaded, says so and plans with blank images in its place.
-
-    Raises:
-        VelodromeError: what `train` would refuse.
-    """
-    config = resolve(config)
-    _check_place(config)
-    fetched = fetch_first(config.data)
-    splits = blank_splits(config.data, config.run.seed) if fetched else None
-    job = prepare(config, splits, progress=False)
-    first_of_all = "; LRMAX is a guess, a range test finds it first" if job.config.train.lr == "auto" else ""
-    job = job.with_lr(USUAL_LR[job.config.train.optimizer])
-    settings, side = job.config.train, job.splits.side
-    lr_at, last = make_schedule(settings, job.loader.steps_per_epoch), job.total_steps - 1
-    peak = max(range(job.total_steps), key=lr_at)
-    totals = summarize(job.state.model, (3, side, side)).totals
-    speed = images_per_s(job.state.model, (3, side, side), precision=job.config.run.precision)
-    # Smaller images, where there are some, count by the work that they make.
-    training_s = 1e15 * train_pflop(job) / (6 * totals.macs) / speed
-    memory = memory_gib(
-        params=totals.params,
-        activation_mb=totals.activations_mb,
-        batch_size=settings.batch_size,
-        precision=job.config.run.precision,
-        image_bytes=job.splits.train.images_u8.nbytes + job.splits.test.images_u8.nbytes,
-    )
-    return {
-        "recipe": job.config.recipe,
-        "data": _describe_data(job.splits) + (f"; {fetched}" if fetched else ""),
-        "model": f"{job.config.model.model}, {totals.params:,} parameters",
-        "device": f"{job.device.type} in {job.config.run.precision}",
-        "steps": job.total_steps,
-        "epochs": settings.epochs,
-        "steps_per_epoch": job.loader.steps_per_epoch,
-        "batch_size": settings.batch_size,
-        "schedule": f"{settings.schedule}: {lr_at(0):.4g} at step 0, {lr_at(peak):.4g} at step {peak}, "
-        f"{lr_at(last):.4g} at step {last}{first_of_all}",
-        "images_per_s": round(speed),
-        "training_time": duration(training_s),
-        "training_s": round(training_s, 1),
-        "memory_gib": round(memory, 2),
-        # The final weights, and checkpoints of weights and optimizer state, in float32.
-        "disk_mb": round(4 * totals.params * (1 + KEEP * (1 + STATE_TENSORS[settings.optimizer])) / 1e6),
-        "run_folder": str(next_run_folder(config.run.runs_dir, config.run.name, config.recipe)),
-    }
-
-
-def examine(config: Config) -> dict[str, object]:
-    """What this machine can do, and what a run with `config` would use of it."""
-    device = pick_device(config.run.device)
-    precision = pick_precision(config.run.precision, device)
-    environment = describe_environment(device, precision)
-    wanted = ("velodrome", "python", "torch", "numpy", "platform", "cpu", "cores", "memory_gib")
-    root, runs = resolve_data_root(config.data.data_root), config.run.runs_dir
-    return {
-        **{key: environment[key] for key in wanted},
-        "devices": ", ".join(available_devices()),
-        "velodrome_uses": {
-            "device": device.type,
-            "precision": precision,
-            "threads": environment["threads"],
-        },
-        "matrix_product_gflops": {name: round(speed) for name, speed in matrix_speeds(device).items()},
-        "compiler": find_compiler() or "none, so --compile will not work on the CPU",
-        "data_root": str(root),
-        "data_there": ", ".join(name for name in ("cifar10", "cifar100") if cifar_is_present(name, root))
-        or "none (shapes needs none)",
-        "runs_dir": f"{runs} ({free_gib(runs):.1f} GiB free)",
-    }
-
-
-def summary_of(model: ModelSection, classes: int) -> Summary:
-    """The layers of a network by name, for images of 32x32."""
-    side = 32
-    return summarize(build_model(model, classes=classes, image_size=side), (3, side, side))
-
-
-def _check_place(config: Config) -> None:
-    """Check, before anything costly, that the run folder can be made."""
-    check_can_write(config.run.runs_dir)
-    check_name_is_free(config.run.runs_dir, config.run.name)
-
-
-def _describe_data(splits: Splits) -> str:
-    held_out = f"{len(splits.val):,} validation, " if splits.val else ""
-    return (
-        f"{splits.name}: {len(splits.train):,} training, {held_out}{len(splits.test):,} test images "
-        f"of {splits.side}x{splits.side}, {len(splits.train.classes)} classes"
-    )

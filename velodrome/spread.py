@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Steps of the continued fraction of the incomplete beta function, and how near to 1 its factors come.
+_MOST_STEPS, _NEAR = 10_000, 1e-15
 
 
 @dataclass(frozen=True)
@@ -45,23 +49,46 @@ def spread_of(values: Iterable[float | None]) -> Spread | None:
     return Spread(n, mean, sd, interval, statistics.median(known), min(known), max(known))
 
 
-def t_quantile_975(degrees: int) -> float:
-    """The 97.5% quantile of Student's t with so many degrees of freedom, at least 1."""
+def t_two_sided(t: float, degrees: float) -> float:
+    """P(|T| >= |t|) of Student's t with so many degrees of freedom, above 0."""
+    return incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+
+
+@functools.cache
+def t_quantile_975(degrees: float) -> float:
+    """The 97.5% quantile of Student's t with so many degrees of freedom, at least 1 and not always whole."""
     low, high = 1.9, 12.8  # between the normal distribution and one degree of freedom
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if t_two_sided(middle, degrees) > 0.05 else (low, middle)
     return (low + high) / 2
 
 
-def _central_probability(t: float, degrees: int) -> float:
-    """P(|T| < t), exactly: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cos2, is_odd = math.cos(angle) ** 2, degrees % 2 == 1
-    term = math.cos(angle) if is_odd else 1.0
-    total = 0.0 if degrees == 1 else term
-    for k in range(3 if is_odd else 2, degrees - 1, 2):
-        term *= (k - 1) / k * cos2
-        total += term
-    tail = math.sin(angle) * total
-    return 2 / math.pi * (angle + tail) if is_odd else tail
+def incomplete_beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1, a and b above 0.
+
+    By its continued fraction, DLMF 8.17.22, evaluated by Lentz's method (DLMF 3.10(iii)).
+    """
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly, but that of the rest does not
+        return 1.0 - incomplete_beta(1 - x, b, a)
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    return math.exp(front) * _fraction(x, a, b) / a
+
+
+def _fraction(x: float, a: float, b: float) -> float:
+    """1 / (1 + d1 / (1 + d2 / (1 + ...)))."""
+    tiny = 1e-300
+    d = 1 / (1 - (a + b) * x / (a + 1) or tiny)
+    c, value = 1.0, d
+    for m in range(1, _MOST_STEPS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for numerator in (even, odd):
+            d = 1 / (1 + numerator * d or tiny)
+            c = 1 + numerator / c or tiny
+            value *= c * d
+        if abs(c * d - 1) < _NEAR:
+            break
+    return value

@@ -12,7 +12,6 @@ import pytest
 from velodrome import recipes
 from velodrome.bench_rows import OwnRun
 from velodrome.config import check
-from velodrome.data import shapes
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 if not SCRIPTS.is_dir():
@@ -26,12 +25,6 @@ TINY = [
     *("--data", "shapes", "--limit-train", "100", "--limit-test", "40", "--batch-size", "32", "--width", "2"),
     *("--epochs", "1", "--device", "cpu", "--precision", "fp32", "--ghost-batch", "8", "--no-compile"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = shapes.load_shapes(400, 60)
-    monkeypatch.setattr("velodrome.data.sources.load_shapes", lambda: drawn)
 
 
 def test_the_whole_sitting(

@@ -13,8 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# Where pages.py is, which makes up run folders.
-sys.path.append(str(Path(__file__).parents[1] / "reporting"))
+# Where pages.py and run_folders.py are, which make up run folders.
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("reporting", "comparison")]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (

@@ -12,24 +12,16 @@ from pathlib import Path
 
 import harness
 import pytest
-import torch
 
 from velodrome import cli
-from velodrome.data import sources
+from velodrome.device import threads
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_here() -> Iterator[None]:
-    """Many small runs in this process: images are drawn once, and one thread is the fastest."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load_shapes", _drawn_once)
+    """Many small runs in this process: one thread is the fastest."""
+    with threads(1):
         yield
-    torch.set_num_threads(threads)
-
-
-_drawn_once = functools.cache(sources.load_shapes)
 
 
 @pytest.fixture

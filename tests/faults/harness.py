@@ -25,7 +25,7 @@ from velodrome import cli
 from velodrome.run.folder import HISTORY_COLUMNS
 
 # A run in a process of its own: 4 steps an epoch, and a checkpoint after every step.
-EPOCHS = 16
+EPOCHS = 12
 LAST_STEP = 4 * EPOCHS
 FLAGS = (
     *("--data", "shapes", "--limit-train", "200", "--limit-test", "60", "--batch-size", "64"),

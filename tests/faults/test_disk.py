@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from harness import (
     FLAGS,
-    LAST_STEP,
     TINY,
     Operations,
     announced,
@@ -109,7 +108,7 @@ def test_a_disk_that_is_full_from_an_operation_on_is_one_clear_line(
     whole = tmp_path / "runs" / "run"
     harm = []
     writing = [n for n, done in enumerate(whole_life.done) if done.startswith(Operations.WRITING)]
-    for number in (writing[index] for index in going_wrong(len(writing), 2)):
+    for number in (writing[index] for index in going_wrong(len(writing), 4)):
         operation = whole_life.done[number]
         runs = tmp_path / f"runs-{number}"
         with Operations(tmp_path, number, "full"):
@@ -132,19 +131,21 @@ def test_a_disk_that_is_full_from_an_operation_on_is_one_clear_line(
     assert not harm, "\n".join(harm)
 
 
-def test_a_full_disk_stops_a_process_with_one_line(tmp_path: Path, whole: Path, run_here: RunHere) -> None:
+def test_a_full_disk_stops_a_process_with_one_line(
+    tmp_path: Path, tiny_whole: Path, run_here: RunHere
+) -> None:
     """The same with a process of its own: the weights of a checkpoint just fit, those at the end do not."""
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(weights_of(whole)) - 1, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(weights_of(tiny_whole)) - 1, resource.RLIM_INFINITY))
 
-    code, errors = command("train", *FLAGS, "--name", "run", cwd=tmp_path, preexec_fn=limited)
+    code, errors = command(*TRAIN, cwd=tmp_path, preexec_fn=limited)
     check_is_one_clear_line(code, errors, "runs/run/model.safetensors")
     assert code == 1
     run = tmp_path / "runs" / "run"
-    assert max(announced(run)) == LAST_STEP
+    assert max(announced(run)) == max(announced(tiny_whole))
     assert run_here("resume", str(run), "--quiet") == (0, "")
-    check_is_complete(run, whole)
+    check_is_complete(run, tiny_whole)
 
 
 # A small disk, in memory.

@@ -38,11 +38,10 @@ from velodrome import cli
 RunHere = Callable[..., tuple[int, str]]
 GoingWrong = Callable[[int, int], range]
 # Operations of which one goes wrong, where four write a file.
-EVERY = 3
+EVERY = 5
 
-# One chain for each of two cores: most of the time goes into starting processes.
+# Where there is more than one chain: most of the time goes into starting processes.
 CHAINS_AT_A_TIME = 2
-KILLS_A_CHAIN = 10
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,8 @@ MIDDLE: tuple[Moment, ...] = (
     at_the_end_of_an_epoch,
 )
 LAST: tuple[Moment, ...] = (while_evaluating, when_the_weights_are_there, while_the_report_is_written)
+# A chain has them all: as many kills as --kills has by default.
+KILLS_A_CHAIN = len(FIRST) + len(MIDDLE) + len(LAST)
 
 
 def _lines(run: Path) -> list[object]:
@@ -174,7 +175,7 @@ def _plan(kills: int, rng: Random) -> list[list[Moment]]:
         first_kills = rng.sample(FIRST, len(FIRST))
         # The end of the first epoch comes but once.
         first_kills.sort(key=lambda moment: moment is at_the_end_of_the_first_epoch)
-        middle = [rng.choice(MIDDLE) for _ in range(KILLS_A_CHAIN - len(FIRST) - len(LAST))]
+        middle = rng.sample(MIDDLE, len(MIDDLE))
         chains.append([*first_kills, *middle, *LAST][: kills - first])
     return chains
 

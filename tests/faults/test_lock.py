@@ -103,14 +103,11 @@ def test_a_folder_whose_process_was_killed_is_free_at_once(
     check_is_complete(run, whole)
 
 
-def test_of_two_resumes_at_the_same_moment_one_trains(tmp_path: Path, whole: Path) -> None:
-    run = tmp_path / "runs" / "run"
-    with training(tmp_path, "train", *FLAGS, "--name", "run") as first:
-        until_step(first, run, 3)
-    both = [
-        start("resume", "runs/run", cwd=tmp_path, errors=tmp_path / f"errors-{number}.txt")
-        for number in (1, 2)
-    ]
+def test_of_two_resumes_at_the_same_moment_one_trains(
+    tmp_path: Path, interrupted: Path, tiny_whole: Path
+) -> None:
+    words = ("resume", "runs/interrupted")
+    both = [start(*words, cwd=tmp_path, errors=tmp_path / f"errors-{number}.txt") for number in (1, 2)]
     try:
         codes = [process.wait(DEADLINE_S) for process in both]
     finally:
@@ -125,18 +122,16 @@ def test_of_two_resumes_at_the_same_moment_one_trains(tmp_path: Path, whole: Pat
     assert [refused[number] or too_late[number] for number in (0, 1)].count(True) == 1, errors
     for code, said, was_refused in zip(codes, errors, refused, strict=True):
         if was_refused:
-            check_is_one_clear_line(code, said, "runs/run")
+            check_is_one_clear_line(code, said, "runs/interrupted")
         assert code == (2 if was_refused else 0)
-    started = [event for event in events_of(run) if event["event"] == "RunStarted"]
+    started = [event for event in events_of(interrupted) if event["event"] == "RunStarted"]
     assert len(started) == 2
-    check_is_complete(run, whole)
+    check_is_complete(interrupted, tiny_whole)
 
 
-def test_of_two_runs_of_one_name_at_the_same_moment_one_is_made(tmp_path: Path, whole: Path) -> None:
-    both = [
-        start("train", *FLAGS, "--name", "run", cwd=tmp_path, errors=tmp_path / f"errors-{number}.txt")
-        for number in (1, 2)
-    ]
+def test_of_two_runs_of_one_name_at_the_same_moment_one_is_made(tmp_path: Path, tiny_whole: Path) -> None:
+    words = ("train", *TINY, "--name", "run")
+    both = [start(*words, cwd=tmp_path, errors=tmp_path / f"errors-{number}.txt") for number in (1, 2)]
     try:
         codes = [process.wait(DEADLINE_S) for process in both]
     finally:
@@ -151,7 +146,7 @@ def test_of_two_runs_of_one_name_at_the_same_moment_one_is_made(tmp_path: Path, 
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     run = tmp_path / "runs" / "run"
     assert [event["event"] for event in events_of(run)].count("RunStarted") == 1
-    check_is_complete(run, whole)
+    check_is_complete(run, tiny_whole)
 
 
 def test_a_resume_that_gets_the_folder_only_when_the_run_is_complete_leaves_it_alone(

@@ -6,59 +6,35 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import tiny_network
 import torch
-from tiny_network import make_model
+from tiny_network import BATCH, CPU, MILD, SEED, STEPS, N, start
 
-from velodrome.config import AugmentSection, TrainSection
+from velodrome.config import TrainSection
 from velodrome.data.imageset import channel_statistics
 from velodrome.data.loader import Kind, Loader
-from velodrome.device import threads
 from velodrome.errors import ConfigError
 from velodrome.events import EpochDone, StepDone
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.lr_range import sweep_recipe
-from velodrome.training.optim import make_optimizer
 from velodrome.training.schedule import (
     cut_short,
     extend,
     make_schedule,
-    resolve_lr,
     squeeze_schedule,
     steps_in_epoch,
     total_steps,
 )
-from velodrome.training.state import Meter, TrainState
-
-N, BATCH, STEPS = 40, 16, 3  # an epoch: 16, 16 and 8 images
-MILD = AugmentSection(crop=1, flip=True, cutout=2)
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
-
-
-@pytest.fixture
-def loader(coloured_images) -> Loader:
-    images = coloured_images(N)
-    return Loader(images, channel_statistics(images.images_u8), MILD, BATCH, 5, CPU)
+from velodrome.training.state import TrainState
 
 
 def section(**settings: object) -> TrainSection:
-    return resolve_lr(TrainSection(**{"epochs": 3, "batch_size": BATCH, "lr": 0.05} | settings))
-
-
-def start(train: TrainSection) -> TrainState:
-    model = make_model()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, CPU))
+    return tiny_network.section(**{"epochs": 3} | settings)
 
 
 def events_of(state: TrainState, loader: Loader, train: TrainSection) -> Iterator[StepDone | EpochDone]:
     schedule = make_schedule(train, STEPS)
-    return fit(state, loader, schedule, train, precision="fp32", seed=5, score=lambda _model: NO_SCORES)
+    return fit(state, loader, schedule, train, precision="fp32", seed=SEED, score=lambda _model: NO_SCORES)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +75,7 @@ def test_an_epoch_that_ends_early_has_the_figures_of_its_steps(loader):
     whole = section(steps=None, epochs=2)
     state = start(whole)
     schedule = make_schedule(train, STEPS)
-    events = fit(state, loader, schedule, whole, precision="fp32", seed=5, score=lambda _model: NO_SCORES)
+    events = fit(state, loader, schedule, whole, precision="fp32", seed=SEED, score=lambda _model: NO_SCORES)
     while state.step < 4:
         next(events)
     assert last.train_loss == state.meter.read().loss
@@ -146,7 +122,7 @@ def test_a_run_that_ends_early_cannot_be_extended():
 def test_a_range_test_takes_all_of_its_steps(loader):
     train = section(steps=2)
     lrs = torch.logspace(-6, -5, 20).double().numpy()
-    *_, curve = sweep_recipe(start(train), loader, train, lrs, precision="fp32", seed=5)
+    *_, curve = sweep_recipe(start(train), loader, train, lrs, precision="fp32", seed=SEED)
     assert len(curve.losses) == 20
 
 
@@ -154,8 +130,11 @@ def test_sizes_of_images_are_spread_over_the_steps(coloured_images):
     images = coloured_images(N)
     statistics = channel_statistics(images.images_u8)
     augment = replace(MILD, resolutions="6:1,8:1")
-    whole = Loader(images, statistics, augment, BATCH, 5, CPU, 3)
-    for loader in (Loader(images, statistics, augment, BATCH, 5, CPU, 3, steps=4), whole.spread_over(3, 4)):
+    whole = Loader(images, statistics, augment, BATCH, SEED, CPU, 3)
+    for loader in (
+        Loader(images, statistics, augment, BATCH, SEED, CPU, 3, steps=4),
+        whole.spread_over(3, 4),
+    ):
         assert loader.total_steps == 4
         assert [loader.side_at(step) for step in range(5)] == [6, 6, 8, 8, 8]
         assert loader.kinds() == {Kind(16, 6): 0, Kind(8, 8): 2, Kind(16, 8): 0}

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 
 import pytest
+import tiny_network
 import torch
-from tiny_network import make_model
+from tiny_network import SEED, STEPS, make_model, start
 from torch import Tensor, nn
 
-from velodrome.config import AugmentSection, TrainSection
-from velodrome.data.imageset import channel_statistics
+from velodrome.config import TrainSection
 from velodrome.data.loader import Loader
-from velodrome.device import threads
 from velodrome.errors import ConfigError
 from velodrome.events import EpochDone, StepDone, WarmedUp
 from velodrome.training import loop
@@ -21,38 +20,16 @@ from velodrome.training.freezing import freeze_body, is_frozen, stages
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.lr_range import sweep_recipe
 from velodrome.training.optim import make_optimizer, parameter_groups
-from velodrome.training.schedule import make_schedule, resolve_lr
-from velodrome.training.state import Meter, TrainState
+from velodrome.training.schedule import make_schedule
+from velodrome.training.state import TrainState
 from velodrome.training.step import Step, TableStep, make_step
 
-N, BATCH, STEPS, SEED = 40, 16, 3, 5  # an epoch: 16, 16 and 8 images
-MILD = AugmentSection(crop=1, flip=True, cutout=2)
-CPU = torch.device("cpu")
 OPTIMIZERS = ["sgd", "adam", "adamw", "muon"]
 HEAD = {"6.weight", "6.bias"}  # of the tiny network
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
-
-
-@pytest.fixture
-def loader(coloured_images) -> Loader:
-    images = coloured_images(N)
-    return Loader(images, channel_statistics(images.images_u8), MILD, BATCH, SEED, CPU)
-
-
 def section(**settings: object) -> TrainSection:
-    usual = {"epochs": 4, "freeze_epochs": 2, "batch_size": BATCH, "lr": 0.05}
-    return resolve_lr(TrainSection(**usual | settings))
-
-
-def start(train: TrainSection, model: nn.Module | None = None) -> TrainState:
-    model = model or make_model()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, CPU))
+    return tiny_network.section(**{"epochs": 4, "freeze_epochs": 2} | settings)
 
 
 def events_of(
@@ -137,7 +114,7 @@ def test_what_is_frozen_for_good_never_learns(loader, freeze_epochs):
     train = section(freeze_epochs=freeze_epochs)
     model = make_model()
     model[0].weight.requires_grad_(False)
-    state = start(train, model)
+    state = start(train, model=model)
     before = weights_of(state)
     list(events_of(state, loader, train))
     learned = set(before) - {"0.weight"}

@@ -11,57 +11,30 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from tiny_network import make_model
+from tiny_network import BATCH, CPU, MILD, SEED, STEPS, N, make_model, section, start
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from velodrome.config import AugmentSection, TrainSection
+from velodrome.config import TrainSection
 from velodrome.data.imageset import channel_statistics
 from velodrome.data.loader import Loader
-from velodrome.device import threads
 from velodrome.errors import RunError, TrainingError
 from velodrome.events import EpochDone, StepDone, WarmedUp
 from velodrome.training.loop import Scores, fit, raise_if_not_finite
 from velodrome.training.optim import make_optimizer
-from velodrome.training.schedule import make_schedule, resolve_lr
+from velodrome.training.schedule import make_schedule
 from velodrome.training.state import Clock, Meter, TrainState
 from velodrome.training.step import seed_step
 
-N, BATCH = 40, 16
-STEPS = 3  # an epoch: 16, 16 and 8 images
-MILD = AugmentSection(crop=1, flip=True, cutout=2)
 SCORES = Scores(None, None, 0.75, 0.5)
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
-
-
-@pytest.fixture
-def loader(coloured_images) -> Loader:
-    images = coloured_images(N)
-    return Loader(images, channel_statistics(images.images_u8), MILD, BATCH, 5, CPU)
-
-
-def section(**settings: object) -> TrainSection:
-    return resolve_lr(TrainSection(**{"epochs": 2, "batch_size": BATCH, "lr": 0.05} | settings))
-
-
-def start(train: TrainSection, dropout: float = 0.0, model: nn.Module | None = None) -> TrainState:
-    model = model or make_model(dropout)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, CPU))
 
 
 def go(
     state: TrainState, loader: Loader, train: TrainSection, precision: str = "fp32", scores: Scores = SCORES
 ) -> Iterator[StepDone | EpochDone]:
     schedule = make_schedule(train, STEPS)
-    return fit(state, loader, schedule, train, precision=precision, seed=5, score=lambda _model: scores)
+    return fit(state, loader, schedule, train, precision=precision, seed=SEED, score=lambda _model: scores)
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
@@ -162,7 +135,7 @@ def test_scores_are_taken_after_each_epoch_and_passed_on(loader):
         return Scores(1.5, 0.25, 2.5, 0.125)
 
     schedule = make_schedule(train, STEPS)
-    list(fit(state, loader, schedule, train, precision="fp32", seed=5, score=score))
+    list(fit(state, loader, schedule, train, precision="fp32", seed=SEED, score=score))
     assert seen == [STEPS, 2 * STEPS]
     row = state.history[-1]
     assert (row.val_loss, row.val_acc, row.test_loss, row.test_acc) == (1.5, 0.25, 2.5, 0.125)
@@ -179,7 +152,7 @@ def test_training_mode_is_set_again_after_scoring(loader):
         model.eval()
         return SCORES
 
-    list(fit(state, loader, schedule, train, precision="fp32", seed=5, score=score))
+    list(fit(state, loader, schedule, train, precision="fp32", seed=SEED, score=score))
     assert modes == [True] * 2 * STEPS
 
 
@@ -259,10 +232,10 @@ def assert_same_end(one: TrainState, other: TrainState) -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(loader, run, events_before):
     precision, dropout, train = RUNS[run]
-    uninterrupted = start(train, dropout)
+    uninterrupted = start(train, dropout=dropout)
     list(go(uninterrupted, loader, train, precision))
 
-    stopped = start(train, dropout)
+    stopped = start(train, dropout=dropout)
     events = go(stopped, loader, train, precision)
     for _ in range(events_before):
         next(events)
@@ -270,7 +243,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(loader, run, events_bef
     events.close()
     torch.manual_seed(99)  # whatever happened in between
 
-    resumed = read_back(start(train, dropout, make_model(dropout)), saved)
+    resumed = read_back(start(train, dropout=dropout), saved)
     assert resumed.step == stopped.step
     list(go(resumed, loader, train, precision))
     assert_same_end(resumed, uninterrupted)
@@ -466,7 +439,7 @@ def test_no_step_waits_for_a_gpu(coloured_images, optimizer, resolutions):
     device = torch.device("cuda")
     images, train = coloured_images(N), section(optimizer=optimizer)
     augment = replace(MILD, resolutions=resolutions)
-    loader = Loader(images, channel_statistics(images.images_u8), augment, BATCH, 5, device)
+    loader = Loader(images, channel_statistics(images.images_u8), augment, BATCH, SEED, device)
     model = make_model().to(device)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
     events = go(TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, device)), loader, train)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_network import Operations, make_model
+from tiny_network import BATCH, CPU, SEED, STEPS, N, Operations, make_model, section, start
 from torch.nn import functional as F
 
 from velodrome.config import AugmentSection, TrainSection
 from velodrome.data.imageset import ImageSet, MappedImages, channel_statistics
 from velodrome.data.loader import Loader
-from velodrome.device import threads
 from velodrome.events import EpochDone
 from velodrome.training import loop
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.lr_range import sweep_recipe
-from velodrome.training.optim import make_optimizer
-from velodrome.training.schedule import make_schedule, resolve_lr
+from velodrome.training.schedule import make_schedule
 from velodrome.training.state import Meter, TrainState
 from velodrome.training.step import Step, TableStep, make_step, mean_cross_entropy
 
-N, BATCH, STEPS, SEED = 40, 16, 3, 5  # an epoch: 16, 16 and 8 images
-CPU = torch.device("cpu")
 MIXED = AugmentSection(crop=1, cutout=2, mixup=0.3, cutmix=1.0)
 PLAIN = AugmentSection(crop=1, cutout=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
 
 
 @pytest.fixture
@@ -44,16 +33,6 @@ def images(coloured_images) -> ImageSet:
 
 def loader_of(images: ImageSet, augment: AugmentSection, balance: str = "none") -> Loader:
     return Loader(images, channel_statistics(images.images_u8), augment, BATCH, SEED, CPU, balance=balance)
-
-
-def section(**settings: object) -> TrainSection:
-    return resolve_lr(TrainSection(**{"epochs": 2, "batch_size": BATCH, "lr": 0.05} | settings))
-
-
-def start(train: TrainSection) -> TrainState:
-    model = make_model()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, CPU))
 
 
 def epochs_of(

@@ -9,26 +9,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_network import Operations, make_model
+from tiny_network import BATCH, CPU, SEED, STEPS, N, Operations, section, start
 from torch import Tensor
 
 import velodrome as vd
 from velodrome.config import AugmentSection, ModelSection, TrainSection
 from velodrome.data.imageset import ImageSet, channel_statistics
 from velodrome.data.loader import Epoch, Kind, Loader
-from velodrome.device import threads
 from velodrome.errors import VelodromeWarning
 from velodrome.events import EpochDone, StepDone, WarmedUp
 from velodrome.models.build import build_model
 from velodrome.training import loop
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.optim import make_optimizer
-from velodrome.training.schedule import make_schedule, resolve_lr
+from velodrome.training.schedule import make_schedule
 from velodrome.training.state import Meter, TrainState
 from velodrome.training.step import Step, TableStep, make_step
 
-N, BATCH, STEPS, SEED = 40, 16, 3, 5  # an epoch: 16, 16 and 8 images
-CPU = torch.device("cpu")
 ALL = AugmentSection(
     crop=1,
     crop_fill="reflect",
@@ -41,12 +38,6 @@ ALL = AugmentSection(
 OPTIMIZERS = ["sgd", "adam", "adamw", "muon"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
-
-
 @pytest.fixture
 def images(coloured_images) -> ImageSet:
     return coloured_images(N)
@@ -57,16 +48,6 @@ def loader_of(
 ) -> Loader:
     statistics = channel_statistics(images.images_u8)
     return Loader(images, statistics, augment, BATCH, SEED, device, epochs)
-
-
-def section(optimizer: str = "sgd", **settings: object) -> TrainSection:
-    return resolve_lr(TrainSection(epochs=2, batch_size=BATCH, lr=0.05, optimizer=optimizer, **settings))
-
-
-def start(train: TrainSection, device: torch.device = CPU, dropout: float = 0.0) -> TrainState:
-    model = make_model(dropout).to(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    return TrainState(model, make_optimizer(model, train), scaler, Meter(STEPS, device))
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
@@ -99,7 +80,7 @@ def table_step(
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_by_tables_it_trains_as_ever(images, monkeypatch, optimizer):
-    train = section(optimizer, l1=1e-4, label_smoothing=0.1)
+    train = section(optimizer=optimizer, l1=1e-4, label_smoothing=0.1)
     plain, by_tables = start(train), start(train)
     expected = [e for e in events_of(plain, loader_of(images), train) if isinstance(e, EpochDone)]
     monkeypatch.setattr(loop, "make_step", table_step)
@@ -132,7 +113,7 @@ def test_by_tables_it_can_go_on_in_the_middle_of_a_later_epoch(images, monkeypat
 
 def test_by_tables_the_host_reads_and_sends_nothing(images, monkeypatch):
     monkeypatch.setattr("velodrome.training.muon.may_be_looked_at", lambda flag: False)  # as on a GPU
-    train = section("muon")
+    train = section(optimizer="muon")
     state, loader = start(train), loader_of(images)
     step, _ = table_step(state, train, loader)
     step(loader.epoch(0), 0, 0.05)
@@ -147,7 +128,7 @@ def test_by_tables_the_host_reads_and_sends_nothing(images, monkeypatch):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("trained", [0, 4])
 def test_warming_up_leaves_no_trace(images, make, optimizer, trained):
-    train = section(optimizer)
+    train = section(optimizer=optimizer)
     state, other, loader = start(train), start(train), loader_of(images)
     for one in (state, other):
         events = events_of(one, loader, train)
@@ -351,11 +332,11 @@ def test_where_steps_cannot_be_captured_they_are_compiled(images, monkeypatch):
 @pytest.mark.parametrize("model", [None, vd.recipes.dawnbench(width=4, ghost_batch=4).model])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_train_as_ever(images, monkeypatch, optimizer, model):
-    device, train = torch.device("cuda"), section(optimizer)
+    device, train = torch.device("cuda"), section(optimizer=optimizer)
     loader = loader_of(images, device, AugmentSection(cutout=2) if model else ALL)
     histories = []
     for compiled in (False, True):
-        state = start(train, device)
+        state = start(train, device=device)
         if model:
             state.model = build_model(model, classes=3, image_size=8).to(device)
             state.optimizer = make_optimizer(state.model, train)
@@ -370,8 +351,10 @@ def test_captured_steps_train_as_ever(images, monkeypatch, optimizer, model):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_kind_of_step_is_captured(images):
-    device, train = torch.device("cuda"), section("muon")
+    device, train = torch.device("cuda"), section(optimizer="muon")
     loader = loader_of(images, device)
-    step, _ = make_step(start(train, device), train, loader, precision="fp32", seed=SEED, compiled=True)
+    step, _ = make_step(
+        start(train, device=device), train, loader, precision="fp32", seed=SEED, compiled=True
+    )
     assert isinstance(step, TableStep)
     assert step.graphs.keys() == loader.kinds().keys()

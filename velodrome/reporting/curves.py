@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The chart's box in SVG units; the page scales it. The margins leave room for the tick labels.
 WIDTH, HEIGHT = 480, 264
@@ -27,11 +27,13 @@ class Series:
         role: what it shows, which decides its colour: train, val, test, step or rate.
         name: as the legend has it.
         values: one for each x of the chart; None where there is none.
+        band: how far each value spreads, as the lowest and the highest; empty where that is not shown.
     """
 
     role: str
     name: str
     values: Sequence[float | None]
+    band: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Chart:
         text: writes a value out in full, for the legend.
         percent: whether the values are shares, shown as percentages.
         from_zero: whether the y axis must reach down to 0.
+        x_text: writes a position out; without it positions are whole numbers, as in "epoch 3".
     """
 
     key: str
@@ -57,6 +60,11 @@ class Chart:
     text: Callable[[float], str]
     percent: bool = False
     from_zero: bool = False
+    x_text: Callable[[float], str] | None = None
+
+    def position(self, x: float) -> str:
+        """A position in words: "epoch 3"."""
+        return self.x_text(x) if self.x_text else f"{self.x_name} {x:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn series: its path, its points without neighbours, and its last value in words."""
+    """A drawn series: its path, its points without neighbours, its last value in words, its band."""
 
     role: str
     name: str
     path: str
     dots: tuple[tuple[float, float], ...]
     last: str
+    area: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,19 +137,22 @@ def draw(chart: Chart) -> Drawing | None:
     if not series:
         return None
     values = [value for line in series for value in line.values if value is not None]
+    values += [end for line in series for ends in line.band if ends for end in ends]
     low, high = _widened(min(values), max(values), chart.from_zero)
     y_marks = nice_ticks(low, high, 4)
     down = _Scale(y_marks[0], y_marks[-1], HEIGHT - BOTTOM, TOP)
     first, last = (chart.xs[0], chart.xs[-1]) if len(chart.xs) > 1 else (chart.xs[0] - 0.5, chart.xs[0] + 0.5)
     across = _Scale(first, last, LEFT, WIDTH - RIGHT)
-    x_marks = [mark for mark in nice_ticks(first, last, 5, whole=True) if first <= mark <= last]
+    whole = chart.x_text is None
+    x_marks = [mark for mark in nice_ticks(first, last, 5, whole=whole) if first <= mark <= last]
+    x_texts = [f"{mark:,.0f}" for mark in x_marks] if whole else tick_texts(x_marks, False)
     kept = _thinned(series[0].values)
     return Drawing(
         key=chart.key,
         title=chart.title,
         x_name=chart.x_name,
         description=_description(chart, series),
-        x_ticks=tuple(Tick(across(mark), f"{mark:,.0f}") for mark in x_marks),
+        x_ticks=tuple(Tick(across(mark), text) for mark, text in zip(x_marks, x_texts, strict=True)),
         y_ticks=tuple(
             Tick(down(mark), text)
             for mark, text in zip(y_marks, tick_texts(y_marks, chart.percent), strict=True)
@@ -185,7 +197,11 @@ def _usable(line: Series) -> Series:
         value if value is not None and math.isfinite(value) and abs(value) < LARGEST else None
         for value in line.values
     ]
-    return Series(line.role, line.name, values)
+    return replace(line, values=values, band=[ends if _is_drawable(ends) else None for ends in line.band])
+
+
+def _is_drawable(ends: tuple[float, float] | None) -> bool:
+    return ends is not None and all(math.isfinite(end) and abs(end) < LARGEST for end in ends)
 
 
 def _widened(low: float, high: float, from_zero: bool) -> tuple[float, float]:
@@ -224,14 +240,32 @@ def _line(line: Series, chart: Chart, kept: Sequence[int], across: _Scale, down:
         "M" + "L".join(f"{x:g} {y:g}" for x, y in stretch) for stretch in stretches if len(stretch) > 1
     )
     dots = tuple(stretch[0] for stretch in stretches if len(stretch) == 1)
-    return Line(line.role, line.name, path, dots, _text(line.values[-1], chart))
+    area = _area(line.band, chart, kept, across, down)
+    return Line(line.role, line.name, path, dots, _text(line.values[-1], chart), area)
+
+
+def _area(
+    band: Sequence[tuple[float, float] | None],
+    chart: Chart,
+    kept: Sequence[int],
+    across: _Scale,
+    down: _Scale,
+) -> str:
+    """The band as a closed path: its upper side from left to right, then its lower side back."""
+    ends = [(across(chart.xs[index]), band[index]) for index in kept] if band else []
+    known = [(x, *both) for x, both in ends if both is not None]
+    if len(known) < 2:
+        return ""
+    upper = [f"{x:g} {down(high):g}" for x, _, high in known]
+    lower = [f"{x:g} {down(low):g}" for x, low, _ in reversed(known)]
+    return f"M{'L'.join(upper + lower)}Z"
 
 
 def _point(index: int, chart: Chart, series: Sequence[Series], across: _Scale, down: _Scale) -> Point:
     values = [line.values[index] for line in series]
     return Point(
         x=across(chart.xs[index]),
-        name=f"{chart.x_name} {chart.xs[index]:,.0f}",
+        name=chart.position(chart.xs[index]),
         texts=tuple(_text(value, chart) for value in values),
         heights=tuple(None if value is None else down(value) for value in values),
     )
@@ -244,7 +278,8 @@ def _description(chart: Chart, series: Sequence[Series]) -> str:
         found = [value for value in line.values if value is not None]
         first, last, least, most = (chart.text(v) for v in (found[0], found[-1], min(found), max(found)))
         parts.append(f"{line.name}: first {first}, last {last}, lowest {least}, highest {most}.")
-    span = f"From {chart.x_name} {chart.xs[0]:,.0f} to {chart.xs[-1]:,.0f}."
+    last = f"{chart.xs[-1]:,.0f}" if chart.x_text is None else chart.position(chart.xs[-1])
+    span = f"From {chart.position(chart.xs[0])} to {last}."
     return " ".join([span, *parts])
 
 

@@ -54,38 +54,38 @@ def render(folder: RunFolder, *, live: bool = False) -> str:
     Raises:
         RunError: a file that every run has is damaged.
     """
-    run = gather(folder)
-    templates = _templates()
+    run, made = gather(folder), templates()
     needed = ["page.js", *(["heat.js", "gallery.js"] if run.gallery else []), *(["live.js"] if live else [])]
-    scripts = [_script(templates, name) for name in needed]
-    html = templates.get_template("page.html").render(
-        run=run, live=live, scripts=scripts, policy=_policy(scripts), box=curves, reliability=calibration
+    scripts = [load_script(made, name) for name in needed]
+    html = made.get_template("page.html").render(
+        run=run, live=live, scripts=scripts, policy=policy_for(scripts), box=curves, reliability=calibration
     )
     return text.printable(html)
 
 
 @functools.cache
-def _templates() -> Environment:
+def templates() -> Environment:
     """The templates; compiled once, since a live page is made after every epoch."""
-    templates = Environment(
+    made = Environment(
         loader=PackageLoader("velodrome.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(percent=text.percent, count=text.count)
-    return templates
+    made.filters.update(percent=text.percent, count=text.count)
+    return made
 
 
-def _script(templates: Environment, name: str) -> Script:
-    assert templates.loader is not None
-    source = templates.loader.get_source(templates, name)[0]
+def load_script(made: Environment, name: str) -> Script:
+    """A script of a page, by the name of its file."""
+    assert made.loader is not None
+    source = made.loader.get_source(made, name)[0]
     digest = hashlib.sha256(source.encode()).digest()
     return Script(Markup(source), base64.b64encode(digest).decode())
 
 
-def _policy(scripts: Sequence[Script]) -> Markup:
+def policy_for(scripts: Sequence[Script]) -> Markup:
     """What the page may do: run its own scripts, load nothing. A second wall, should a name go unescaped."""
     allowed = " ".join(f"'sha256-{script.digest}'" for script in scripts)
     return Markup(

@@ -101,6 +101,11 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{key}", words(value)
 
 
+def with_minus(words: str) -> str:
+    """The words with a proper minus sign in front of negative numbers."""
+    return re.sub(r"(?<![\w.)])-(?=\d)", "\N{MINUS SIGN}", words)
+
+
 def printable(html: str) -> str:
     """The page with a mark in place of every character that a page cannot hold."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", html)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -32,9 +33,20 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, obje
         "device_name": device_name(device),
         "precision": precision,
         "git": git_state(),
-        "command": shlex.join([*_program(Path(sys.argv[0])), *sys.argv[1:]]),
+        "command": command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def command_line() -> str:
+    """The command that this process carries out, without passwords in it."""
+    return shlex.join(map(without_passwords, [*_program(Path(sys.argv[0])), *sys.argv[1:]]))
+
+
+def without_passwords(text: str) -> str:
+    """The text with *** in place of the passwords in an address, such as that of a database."""
+    text = re.sub(r"(\w://[^:/@]*:).*@", r"\1***@", text, flags=re.DOTALL)
+    return re.sub(r"([?&][^=&]*pass[^=&]*=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _program(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ def fit(
     seed: int,
     score: Callable[[nn.Module], Scores],
     compiled: bool = False,
-) -> Iterator[WarmedUp | StepDone | EpochDone]:
+) -> Generator[WarmedUp | StepDone | EpochDone, None, None]:
     """Train `state` to the end of `train.epochs` or to `train.steps`, from wherever it stands.
 
     In the first `train.freeze_epochs` only the classifier learns; a step for all parameters is made after

@@ -50,6 +50,8 @@ class Progress:
 class Meter:
     """Loss and number of correct answers of each step of an epoch, kept on the device until asked for.
 
+    With several ranks, they are those of all ranks together, so that all of them decide alike.
+
     Where images are mixed, the correct answer is the class with the larger share.
     """
 
@@ -76,6 +78,15 @@ class Meter:
         self.loss_sum[self.done] = loss.detach() * len(labels)
         self.correct[self.done] = (logits.detach().argmax(1) == main_labels(labels)).sum()
         self.images[self.done] = len(labels)
+        self.done += 1
+
+    def record_sums(self, sums: Tensor) -> None:
+        """Take note of one step of several ranks, without waiting for the device.
+
+        Args:
+            sums: (3,) float32: losses, right answers and number of the images of the whole batch.
+        """
+        self.loss_sum[self.done], self.correct[self.done], self.images[self.done] = sums.unbind()
         self.done += 1
 
     def record_at(self, index: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velodrome.config import TrainSection
-from velodrome.data.loader import Epoch, Kind, Loader
+from velodrome.data.loader import Epoch, Kind, Loader, Share
+from velodrome.data.mixing import main_labels
 from velodrome.device import autocast, synchronize
 from velodrome.errors import VelodromeWarning
 from velodrome.training.freezing import is_frozen
 from velodrome.training.optim import decayed_weights, l1_norm, set_lr, skip_step_where
 from velodrome.training.state import TrainState
+from velodrome.training.undoing import undone
 
 Answer = Callable[[nn.Module, Tensor, Tensor, str, float, Tensor | None], tuple[Tensor, Tensor]]
 # Before a graph is captured, libraries must have chosen their kernels.
@@ -103,15 +105,26 @@ class Step:
 
     def _learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Change the weights; loss and logits from before."""
-        state, smoothing = self.state, self.train.label_smoothing
-        loss, logits = self.answer(state.model, images, labels, self.precision, smoothing, self.class_weights)
+        smoothing = self.train.label_smoothing
+        loss, logits = self.answer(
+            self.state.model, images, labels, self.precision, smoothing, self.class_weights
+        )
+        self._differentiate(loss)
+        self._change_weights(~loss.detach().isfinite())
+        return loss, logits
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """The gradients of the loss and the penalty."""
         penalty = self.train.l1 * l1_norm(self.penalised) if self.penalised else 0.0
-        state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call, unused-ignore]
-        skip_step_where(state.optimizer, ~loss.detach().isfinite())
+        self.state.scaler.scale(loss + penalty).backward()  # type: ignore[no-untyped-call, unused-ignore]
+
+    def _change_weights(self, skip: Tensor) -> None:
+        """Follow the gradients, unless `skip` () bool is true, and forget them."""
+        state = self.state
+        skip_step_where(state.optimizer, skip)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        return loss, logits
 
     def warm_up(self, loader: Loader) -> float:
         """Take a step with every kind of batch that is to come, and undo it, so that compiling is over.
@@ -124,7 +137,7 @@ class Step:
         """
         start_s = time.perf_counter()
         self.state.model.train()
-        with _undone(self.state), _many_versions() if self.compiled else contextlib.nullcontext():
+        with undone(self.state), _many_versions() if self.compiled else contextlib.nullcontext():
             epoch = loader.epoch(self.state.epoch)
             for kind, index in loader.kinds(self.state.step).items():
                 self._try(epoch, kind, index)
@@ -135,6 +148,69 @@ class Step:
         """Take a step with a kind of batch, of which the one with this index within an epoch has the size."""
         images, labels = epoch.batch(index, kind.side)
         self._learn(images, labels)
+
+
+class RankStep(Step):
+    """A step that several ranks take together, each with its part of the batch.
+
+    The gradient is that of the mean over the whole batch, however it is shared out, and so are the figures;
+    after the step all ranks have the same weights.
+
+    Args:
+        state: as for `Step`.
+        train: likewise.
+        loader: whose batches the run has, and whose ranks.
+        precision: as for `Step`.
+        seed: with the step and the rank it fixes dropout.
+        compiled: as for `Step`.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        train: TrainSection,
+        loader: Loader,
+        *,
+        precision: str,
+        seed: int,
+        compiled: bool,
+    ) -> None:
+        super().__init__(
+            state,
+            train,
+            precision=precision,
+            seed=seed,
+            compiled=compiled,
+            class_weights=loader.class_weights,
+        )
+        self.world = loader.world
+        self.network = self.world.parallel(state.model)
+
+    def __call__(self, epoch: Epoch, index: int, lr: float) -> None:
+        """Take the step with this index within the epoch."""
+        images, labels = epoch[index]
+        set_lr(self.state.optimizer, lr)
+        seed_step(self.seed, self.state.step, self.device, self.world.rank)
+        self.state.meter.record_sums(self._learn_part(images, labels, epoch.share(index)))
+
+    def _try(self, epoch: Epoch, kind: Kind, index: int) -> None:
+        images, labels = epoch.batch(index, kind.side)
+        self._learn_part(images, labels, epoch.share(index))
+
+    def _learn_part(self, images: Tensor, labels: Tensor, share: Share) -> Tensor:
+        """Change the weights; losses, right answers and images, summed over the whole batch: (3,) float32."""
+        smoothing = self.train.label_smoothing
+        loss, logits = self.answer(
+            self.network, images, labels, self.precision, smoothing, self.class_weights
+        )
+        # The ranks get the mean of their gradients, which is to be the sum of their shares.
+        self._differentiate(loss * (share.of_loss * self.world.size))
+        right = (logits.argmax(1) == main_labels(labels))[: share.images].sum()
+        losses = loss.detach() * (share.of_loss * share.batch)
+        images_in_part = torch.full_like(losses, share.images)
+        sums = self.world.sum(torch.stack((losses, right.float(), images_in_part)))
+        self._change_weights(~sums[0].isfinite())
+        return sums
 
 
 class TableStep(Step):
@@ -240,9 +316,10 @@ def make_step(
 ) -> tuple[Step, float | None]:
     """A step in the fastest form that is safe, warmed up where it is compiled or runs on a GPU.
 
-    Compiled for a GPU, it is captured too, unless it has dropout or gradient scaling, the body is frozen, the
-    host has a part in making batches (it sorts them for RandAugment, and reads images that do not lie on the
-    GPU), or the capture fails, of which a VelodromeWarning tells.
+    Compiled for a GPU, it is captured too, unless there are several ranks, which agree on more than a graph
+    can hold, or it has dropout or gradient scaling, the body is frozen, the host has a part in making batches
+    (it sorts them for RandAugment, and reads images that do not lie on the GPU), or the capture fails, of
+    which a VelodromeWarning tells.
 
     Args:
         state: as for `Step`.
@@ -257,7 +334,11 @@ def make_step(
     """
     on_gpu = loader.device.type == "cuda"
     weights = loader.class_weights
-    plain = Step(state, train, precision=precision, seed=seed, compiled=compiled, class_weights=weights)
+    plain = (
+        Step(state, train, precision=precision, seed=seed, compiled=compiled, class_weights=weights)
+        if loader.world.is_alone
+        else RankStep(state, train, loader, precision=precision, seed=seed, compiled=compiled)
+    )
     if state.epoch >= train.epochs or not (compiled or on_gpu):
         return plain, None
     if compiled and on_gpu and _can_be_captured(state, loader):
@@ -274,7 +355,8 @@ def make_step(
 def _can_be_captured(state: TrainState, loader: Loader) -> bool:
     """Whether a step is the same work each time, all of it on the device."""
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in state.model.modules())
-    return not (drops or state.scaler.is_enabled() or loader.needs_host or is_frozen(state.optimizer))
+    needs_others = loader.needs_host or not loader.world.is_alone
+    return not (drops or state.scaler.is_enabled() or needs_others or is_frozen(state.optimizer))
 
 
 def _many_versions() -> contextlib.AbstractContextManager[None]:
@@ -285,41 +367,9 @@ def _many_versions() -> contextlib.AbstractContextManager[None]:
     return patched
 
 
-@contextlib.contextmanager
-def _undone(state: TrainState) -> Iterator[None]:
-    """Whatever is done to a state within, it is afterwards bit for bit as it was before.
-
-    What the optimizer has made meanwhile becomes 0, as it begins.
-    """
-    before = {key: value.detach().clone() for key, value in _tensors_of(state).items()}
-    done, scaler = state.meter.done, state.scaler.state_dict()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for key, value in _tensors_of(state).items():
-                if key in before:
-                    value.copy_(before[key])
-                else:
-                    value.zero_()
-        state.meter.done = done
-        state.scaler.load_state_dict(scaler)
-
-
-def _tensors_of(state: TrainState) -> dict[tuple[str, object], Tensor]:
-    """Weights, buffers, the optimizer's memory and the meter, each the tensor itself."""
-    found: dict[tuple[str, object], Tensor] = {
-        ("model", name): value for name, value in state.model.state_dict(keep_vars=True).items()
-    }
-    for number, slots in enumerate(state.optimizer.state.values()):
-        found |= {("optimizer", (number, slot)): v for slot, v in slots.items() if isinstance(v, Tensor)}
-    meter = state.meter
-    return found | {("meter", n): v for n, v in enumerate((meter.loss_sum, meter.correct, meter.images))}
-
-
-def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Fix what dropout draws in this step, whether or not the run was resumed before it."""
-    value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> None:
+    """Fix what dropout draws in this step on a rank, whether or not the run was resumed before it."""
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
     # Only the generators that this run draws from; torch.manual_seed would seed those of all devices.
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":

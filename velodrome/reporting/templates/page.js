@@ -1,6 +1,6 @@
 "use strict";
 
-// Reading values off a chart, with a pointer or the arrow keys. Without this script the legend shows the last.
+// Reading values off a chart, with a pointer or the arrow keys. At rest, and without this script, the legend shows the last.
 function follow(figure) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   const plot = figure.querySelector(".plot");
@@ -10,6 +10,7 @@ function follow(figure) {
   const values = legend.querySelectorAll(".value");
   const dots = cursor.querySelectorAll("circle");
   const last = data.points.length - 1;
+  const atRest = [when, ...values].map((part) => part.textContent);
   let shown = last;
 
   function show(index) {
@@ -26,7 +27,8 @@ function follow(figure) {
   }
 
   function rest() {
-    show(last);
+    [when, ...values].forEach((part, i) => { part.textContent = atRest[i]; });
+    shown = last;
     cursor.setAttribute("visibility", "hidden");
   }
 
