@@ -194,7 +194,7 @@ def test_our_own_fault_has_an_exit_code_of_its_own(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("velodrome.cli.to_yaml", broken)
+    monkeypatch.setattr("velodrome.verbs.to_yaml", broken)
     assert main(["train", "--print-config"]) == 70
     assert "report it" in capsys.readouterr().err
 

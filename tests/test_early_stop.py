@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import velodrome as vd
-from velodrome.errors import ConfigError
+from velodrome.early_stopping import stalled
+from velodrome.errors import ConfigError, RunError
 from velodrome.events import EpochDone, StoppedEarly
 from velodrome.job import prepare
-from velodrome.running import stalled
 
 
 def row(epoch: int, val_loss: float | None) -> EpochDone:
@@ -51,11 +52,32 @@ def test_a_run_ends_early_and_is_complete(tmp_path: Path) -> None:
     lines = (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     told = [json.loads(line) for line in lines]
     assert [event["epoch"] for event in told if event["event"] == "StoppedEarly"] == [run.result["epochs"]]
+    best = min(run.history, key=lambda row: row["val_loss"])
+    assert run.result["weights_of_epoch"] == best["epoch"] < run.result["epochs"]
+    assert run.result["val_accuracy"] == best["val_acc"]
     before = (run.path / "model.safetensors").read_bytes()
     (run.path / "result.json").unlink()  # as if it had been killed just before its end
     again = vd.resume(run.path, progress=False)
     assert (again.path / "model.safetensors").read_bytes() == before
     assert again.result["epochs"] == run.result["epochs"]
+
+
+def test_the_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
+    settings = {"val_fraction": 0.3, "lr": 1.5, "schedule_epochs": 8}
+    stopped = vd.train(config(tmp_path, early_stop=2, **settings), progress=False)
+    best = stopped.result["weights_of_epoch"]
+    assert best < stopped.result["epochs"]
+    shorter = vd.train(config(tmp_path, epochs=best, **settings), progress=False)
+    weights, expected = (dict(run.model().network.state_dict()) for run in (stopped, shorter))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
+    run = vd.train(config(tmp_path, val_fraction=0.3, early_stop=1, lr=1.5), progress=False)
+    (run.path / "result.json").unlink()
+    run.folder.best_weights.unlink()
+    with pytest.raises(RunError, match=r"best.safetensors cannot be read"):
+        vd.resume(run.path, progress=False)
 
 
 def test_without_validation_images_it_is_refused(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ ALLOWED = {
     "job": {"training", "evaluation", "settling", "fine_tuning"} | STAGES,
     "planning": {"job", "training"} | STAGES,
     "budget": {"job", "training"} | BASE,
+    "early_stopping": {"training.state"} | RUN,
     "checking": {"data", "run.folder", "recipes"} | BASE,
-    "running": {"job", "reports", "training", "evaluation"} | STAGES,
+    "running": {"job", "reports", "early_stopping", "training", "evaluation"} | STAGES,
     "resumption": {"job", "training.schedule"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,
     "lr_search": {"job", "lr_finding", "training"} | STAGES,
@@ -100,7 +101,7 @@ ALLOWED = {
     }
     | RUN,
     "flags": {"recipes"} | BASE,
-    "cli": {
+    "verbs": {
         "session",
         "planning",
         "trial_plan",
@@ -118,6 +119,7 @@ ALLOWED = {
         "printing",
     }
     | BASE,
+    "cli": {"verbs", "flags", "printing"} | BASE,
     "__main__": {"cli"},
     "__init__": {
         "session",

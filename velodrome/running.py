@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from velodrome.config import settings_of_training, to_yaml
 from velodrome.device import convolutions_tuned, memory_kept
+from velodrome.early_stopping import keep_if_best, stalled, take_best
 from velodrome.errors import (
     EXIT_INTERRUPTED,
     EXIT_PARTLY,
@@ -37,7 +38,6 @@ from velodrome.events import (
     RunStopped,
     Sink,
     StepDone,
-    StoppedEarly,
     WarmedUp,
 )
 from velodrome.job import Job, score_on, train_pflop
@@ -224,6 +224,8 @@ def _take_steps(
             if isinstance(event, EpochDone) or due.save or due.signal:
                 # Asked first, so that no checkpoint holds a broken network.
                 raise_if_not_finite(state, lr_at)
+                if isinstance(event, EpochDone) and config.train.early_stop and job.world.is_first:
+                    keep_if_best(folder, state)
                 _save(folder, job, tell)
                 if isinstance(event, EpochDone) and job.world.is_first and page_due.is_due():
                     _show_live(folder)
@@ -240,22 +242,6 @@ def _take_steps(
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
                 raise _interrupted(folder, where, due.signal)
     return warm_up_s
-
-
-def stalled(history: Sequence[EpochDone], patience: int | None) -> StoppedEarly | None:
-    """That training is to stop, where the validation loss was lowest `patience` epochs ago or more.
-
-    Args:
-        history: of the epochs so far; those without a validation loss are not counted.
-        patience: in epochs that have one; None never stops.
-    """
-    losses = [(row.epoch, row.val_loss) for row in history if row.val_loss is not None]
-    if patience is None or not losses:
-        return None
-    best = min(range(len(losses)), key=lambda index: losses[index][1])
-    if len(losses) - 1 - best < patience:
-        return None
-    return StoppedEarly(losses[-1][0], losses[best][0])
 
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:
@@ -284,12 +270,12 @@ def _interrupted(folder: RunFolder, where: str, number: int = signal.SIGINT) -> 
 def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
     """Score the trained network on every test image and write the results; result.json comes last."""
     state, config = job.state, job.config
+    last = take_best(folder, state) if config.train.early_stop else state.history[-1]
     trained = Trained(state.model, job.normalisation, job.device, config.run.precision, config.evaluate.tta)
     save_weights(folder.model, state.tensors()["model"], _about_model(job))
     test, train = job.splits.test, job.splits.train
     results = write_results(folder, trained, test, data=job.splits.name, train=train)
     figures = results.figures
-    last = state.history[-1]
     assert figures.accuracy_tta is not None, "results have it"
     finished = RunFinished(figures.accuracy, figures.accuracy_tta, state.clock.elapsed_s())
     result = {
@@ -306,6 +292,7 @@ def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
         "predict_seconds": results.predict_s,
         "train_pflop": train_pflop(job, state.step),
         "epochs": state.epoch,
+        "weights_of_epoch": last.epoch,
         "params": _count_parameters(state.model),
         "images_per_s": job.loader.images_in(state.step) / finished.train_seconds,
         "device": job.device.type,

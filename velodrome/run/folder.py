@@ -47,6 +47,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.lock = path / ".lock"
         self.checkpoints = path / "checkpoints"
+        self.best_weights = self.checkpoints / "best.safetensors"
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
         self.lr_find = path / "lr_find.json"

@@ -315,7 +315,8 @@ def warmed_up_line(event: WarmedUp) -> str:
 def stopped_early_line(event: StoppedEarly) -> str:
     """Why training ends after this epoch."""
     return (
-        f"no lower validation loss since epoch {event.best_epoch}, so training ends after epoch {event.epoch}"
+        f"no lower validation loss since epoch {event.best_epoch}, whose weights are kept, so training ends "
+        f"after epoch {event.epoch}"
     )
 
 
