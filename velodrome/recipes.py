@@ -123,8 +123,8 @@ def folder(**settings: object) -> Config:
     drawn more often where they are very rare. A range test finds the learning rate.
 
     Measured on two cores of an AMD EPYC (Zen 5) in bf16, torch 2.15 (benchmarks/own_images.md), with 4,000
-    images of CIFAR-10 as PNG files, `--epochs 10`: 73.53% test accuracy (mean of n = 3, 72.60% to 75.30%) after
-    a median of 82 s, from the start of the command to its end.
+    images of CIFAR-10 as PNG files and `--epochs 10`: 73.53% test accuracy (mean of n = 3, 72.60% to 75.30%)
+    after a median of 82 s, from the start of the command to its end.
 
         velodrome train --data photos/
     """
