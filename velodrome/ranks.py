@@ -15,6 +15,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def joined(place: Place, device: torch.device, timeout_s: float) -> Iterator[Wor
         with _explained(timeout_s), warnings.catch_warnings():
             if place.rank > 0:
                 warnings.simplefilter("ignore", VelodromeWarning)  # the first rank says it
-            hosts = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
+            # Typed differently from one version of torch to the next.
+            hosts: Any = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
             world = Ranks(place, device, hosts, timeout_s)
             versions = {"torch": str(torch.__version__), "numpy": np.__version__}
             world.check_same({"velodrome": velodrome.__version__, **versions})
