@@ -75,9 +75,23 @@ def test_the_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
 def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
     run = vd.train(config(tmp_path, val_fraction=0.3, early_stop=1, lr=1.5), progress=False)
     (run.path / "result.json").unlink()
-    run.folder.best_weights.unlink()
-    with pytest.raises(RunError, match=r"best.safetensors cannot be read"):
+    for path in run.folder.checkpoints.glob("best-*"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"best-0000\d.safetensors cannot be read"):
         vd.resume(run.path, progress=False)
+
+
+def test_a_run_that_was_ended_gets_no_more_epochs_and_stays_as_it_is(tmp_path: Path) -> None:
+    run = vd.train(config(tmp_path, val_fraction=0.3, early_stop=1, lr=1.5), progress=False)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="was ended by early_stop 1"):
+        vd.resume(run.path, epochs=20, progress=False)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_without_scores_there_is_nothing_to_stop_by() -> None:
+    with pytest.raises(ConfigError, match="early_stop is 3, but score_every is 0"):
+        vd.recipes.speed94(early_stop=3, val_fraction=0.1)
 
 
 def test_without_validation_images_it_is_refused(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ ALLOWED = {
     "explaining": {"reporting", "evaluation"} | STAGES,
     "runs": {"explaining", "recipes", "reporting", "evaluation"} | STAGES,
     "session": {
+        "early_stopping",
         "job",
         "planning",
         "budget",
@@ -87,6 +88,7 @@ ALLOWED = {
     }
     | RUN,
     "sweeps": {
+        "early_stopping",
         "session",
         "planning",
         "job",

@@ -567,6 +567,11 @@ def check(config: Config) -> Config:
     for item in SETTINGS.values():  # a config may be made by hand
         _checked(item, getattr(getattr(config, item.section), item.key), "")
     train = config.train
+    if train.early_stop is not None and config.evaluate.score_every == 0:
+        raise ConfigError(
+            f"early_stop is {train.early_stop}, but score_every is 0: only the last epoch is scored.",
+            "Add --score-every 1.",
+        )
     for key in {"one-cycle": ("lr_min", "lr_final"), "cosine": ("lr_final",), "constant": ()}[train.schedule]:
         low = getattr(train, key)
         if not isinstance(low, str) and train.lr != "auto" and low > train.lr:

@@ -204,15 +204,15 @@ def join(device: Callable[[], torch.device]) -> Iterator[World]:
         DeviceError: several ranks cannot work on the device.
         TrainingError: a rank did not come, has ended, or does not answer.
     """
-    place = place_told()
-    if place.size == 1:
+    place, size = place_told(), os.environ.get("WORLD_SIZE", "")
+    if place.size == 1 and not (size.isdecimal() and int(size) > 1):
         yield ALONE
         return
     missing = [name for name in TOLD if not os.environ.get(name)]
     if missing or place.rank >= place.size:
         wrong = f"{missing[0]} is not set" if missing else f"RANK is {place.rank}"
         raise ConfigError(
-            f"WORLD_SIZE is {place.size}, but {wrong}.",
+            f"WORLD_SIZE is {size}, but {wrong}.",
             f"Start with torchrun, which sets {', '.join(TOLD)}; or unset WORLD_SIZE for one process.",
         )
     from velodrome.ranks import joined  # noqa: PLC0415 (torch.distributed is for several ranks only)

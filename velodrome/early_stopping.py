@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
-from velodrome.errors import RunError
+from velodrome.errors import ConfigError
 from velodrome.events import EpochDone, StoppedEarly
-from velodrome.run.checkpoint import load_weights, save_weights
+from velodrome.run.checkpoint import KEEP, load_weights, save_weights
 from velodrome.run.folder import RunFolder
 from velodrome.training.state import TrainState
 
@@ -33,31 +35,48 @@ def stalled(history: Sequence[EpochDone], patience: int | None) -> StoppedEarly 
     return StoppedEarly(scored[-1], best.epoch)
 
 
+def check_goes_on(folder: RunFolder, history: Sequence[EpochDone], patience: int | None) -> None:
+    """Check that a run which is to have more epochs was not ended because more did not help.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if stopped := stalled(history, patience):
+        raise ConfigError(
+            f"Run {folder.path} was ended by early_stop {patience}, as the validation loss had not fallen "
+            f"since epoch {stopped.best_epoch}, so it gets no more epochs.",
+            f"Start another from it: velodrome train --init {shlex.quote(str(folder.path))}",
+        )
+
+
 def keep_if_best(folder: RunFolder, state: TrainState) -> None:
     """Write the weights down after an epoch whose validation loss is the lowest so far.
+
+    Those of the best epoch before it stay, for a run that goes back to its last checkpoint.
 
     Raises:
         RunError: they cannot be written.
     """
-    if state.history and best_of(state.history) is state.history[-1]:
-        save_weights(folder.best_weights, state.tensors()["model"], {"epoch": state.epoch})
+    if best_of(state.history) is not state.history[-1]:
+        return
+    save_weights(_weights_of(folder, state.epoch), state.tensors()["model"], {"epoch": state.epoch})
+    for path in sorted(folder.checkpoints.glob("best-*.safetensors"))[:-KEEP]:
+        path.unlink(missing_ok=True)
 
 
 def take_best(folder: RunFolder, state: TrainState) -> EpochDone:
     """Give the network the weights of its best epoch, and return the row of that.
 
     Raises:
-        RunError: they were removed or damaged, or are of another epoch.
+        RunError: they were removed or damaged.
     """
     last = state.history[-1]
     best = best_of(state.history) or last
-    if best is last:
-        return last
-    weights, about = load_weights(folder.best_weights)
-    if about.get("epoch") != best.epoch:
-        raise RunError(
-            f"Weights {folder.best_weights} are of epoch {about.get('epoch')}, but the best is {best.epoch}.",
-            "Restore the run folder from a copy, or train it again.",
-        )
-    state.model.load_state_dict(weights)
+    if best is not last:
+        weights, _ = load_weights(_weights_of(folder, best.epoch))
+        state.model.load_state_dict(weights)
     return best
+
+
+def _weights_of(folder: RunFolder, epoch: int) -> Path:
+    return folder.checkpoints / f"best-{epoch:05}.safetensors"

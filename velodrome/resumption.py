@@ -101,8 +101,8 @@ def check_request(wanted: Config, folder: RunFolder, recorded: Config) -> None:
         follows = {"epochs", "steps", "schedule_epochs"}
     else:
         follows = {"epochs"} if train.steps is not None else set()
-    asked = settings_of_training(replace(wanted, train=train)) | {"data": _place(wanted)}
-    there = settings_of_training(recorded) | {"data": _place(recorded)}
+    asked = settings_of_training(replace(wanted, train=train)) | _sources(wanted)
+    there = settings_of_training(recorded) | _sources(recorded)
     for key, value in asked.items():
         if key not in follows and not is_auto(value) and there.get(key, value) != value:
             raise ConfigError(
@@ -111,9 +111,14 @@ def check_request(wanted: Config, folder: RunFolder, recorded: Config) -> None:
             )
 
 
-def _place(config: Config) -> str:
-    """The name of the data set, or where own images lie."""
-    return with_absolute_paths(config.data).data
+def _sources(config: Config) -> dict[str, object]:
+    """What a run is made from: data set, corrected labels, run to start from; paths are absolute."""
+    data, init = with_absolute_paths(config.data), config.model.init
+    return {
+        "data": data.data,
+        "labels": None if data.labels is None else str(data.labels),
+        "init": None if init is None else str(init.absolute()),
+    }
 
 
 def check_settings(config: Config, trained_with: dict[str, Any]) -> None:

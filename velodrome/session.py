@@ -17,6 +17,7 @@ from velodrome.config import Config, override, search_section
 from velodrome.data.sources import check_is_there
 from velodrome.device import memory_kept, pick_device, threads
 from velodrome.distributed import World, join
+from velodrome.early_stopping import check_goes_on
 from velodrome.errors import EXIT_PARTLY, ConfigError, RunError, TrainingError
 from velodrome.evaluating import Assessment, ask, evaluate_other, evaluate_own, is_own_data
 from velodrome.evaluation.gallery import augmented_batch
@@ -230,6 +231,8 @@ def go_on(
             config = replace(config, train=extend(config.train, epochs))
         job = prepare_together(config, world, weights_follow=True, progress=progress)
         threads_so_far = world.together(lambda: restore(folder, job))
+        if epochs is not None:
+            check_goes_on(folder, job.state.history, job.config.train.early_stop)
         world.first(lambda: _open_again(folder, job))
         with threads(threads_so_far):
             carry(folder, job, progress=progress)

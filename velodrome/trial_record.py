@@ -66,6 +66,7 @@ class Trials:
         variants: all that were asked for so far; the first is the baseline.
         trials: the runs of the plan, in the order in which they are made.
         comparison: of the finished ones; None while there are none.
+        asked: the folders of the trials that were asked for; None for all.
     """
 
     path: Path
@@ -73,11 +74,17 @@ class Trials:
     variants: tuple[Variant, ...] = ()
     trials: tuple[Trial, ...] = ()
     comparison: Comparison | None = None
+    asked: frozenset[str] | None = None
 
     @property
     def failed(self) -> tuple[Trial, ...]:
-        """The trials that failed."""
-        return tuple(trial for trial in self.trials if trial.status == "failed")
+        """The trials that failed, of those that were asked for."""
+        asked = self.asked
+        return tuple(
+            trial
+            for trial in self.trials
+            if trial.status == "failed" and (asked is None or trial.folder in asked)
+        )
 
     def run_folder(self, trial: Trial) -> RunFolder:
         """The folder of a trial's run, be it there or not."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shlex
 import shutil
@@ -13,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import velodrome
 from velodrome import planning, session
 from velodrome.bench_commands import Stopped, signals_raise
 from velodrome.comparison.groups import NO_DIFFERENCE
 from velodrome.config import Config, to_dict
+from velodrome.device import free_memory, is_out_of_memory
 from velodrome.errors import (
     EXIT_INTERRUPTED,
     EXIT_PARTLY,
@@ -220,7 +218,7 @@ class _Work:
                 number = len(asked) - len(left) + made + 1
                 self._say(f"trial {number} of {len(asked)}: {trial.name}{self._time_left(len(left) - made)}")
                 self._keep(self.found.with_trial(self._make(trial)))
-            self.found = self.found.compared()
+            self.found = replace(self.found.compared(), asked=frozenset(trial.folder for trial in asked))
             self.found.save_comparison()
         except (KeyboardInterrupt, InterruptedRunError) as error:
             raise self._stopped(error, asked) from error
@@ -253,7 +251,7 @@ class _Work:
             self.took_s.append(time.perf_counter() - began_s)
             self._say_result(run.result)
             return replace(trial, status="finished", error=None)
-        _free_memory()
+        free_memory()
         self._say(f"failed: {visible(str(failed.error))}")
         return failed
 
@@ -289,14 +287,7 @@ class _Work:
 def _words_of(error: Exception) -> str:
     """Why a trial failed that did so in no way that a run has words for."""
     first_line = (str(error).splitlines() or [""])[0]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in first_line:
+    if is_out_of_memory(error):
         return f"Out of memory: {first_line} Lower --batch-size or --width."
     traceback.print_exc()
     return f"{type(error).__name__}: {first_line}"
-
-
-def _free_memory() -> None:
-    """Give back what a failed run held, so that the next one finds room."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

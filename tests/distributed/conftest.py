@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import write_images
+from rank_processes import write_images
 
 
 @pytest.fixture(scope="session")

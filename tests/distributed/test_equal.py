@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import TINY, command, flags, ranks, step_losses
+from rank_processes import TINY, command, flags, ranks, step_losses
 from torch import nn
 
 import velodrome as vd

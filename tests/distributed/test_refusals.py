@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import TINY, command, command_after, flags, lines_of, ranks
+from rank_processes import TINY, command, command_after, flags, lines_of, ranks
 
 import velodrome
 import velodrome as vd

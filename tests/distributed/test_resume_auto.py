@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import TINY, flags
+from rank_processes import TINY, flags
 
 import velodrome as vd
 from velodrome import running

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import (
+from rank_processes import (
     LONG,
     TINY,
     children_of,

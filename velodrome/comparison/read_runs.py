@@ -103,7 +103,7 @@ def read_run(path: Path) -> TrialRun:
         return TrialRun(path, "damaged", str(problem))
     except RunError as error:
         return TrialRun(path, "damaged", f"is damaged: {visible(error.problem)}".rstrip("."))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         return TrialRun(path, "damaged", f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 

@@ -47,7 +47,6 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.lock = path / ".lock"
         self.checkpoints = path / "checkpoints"
-        self.best_weights = self.checkpoints / "best.safetensors"
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
         self.lr_find = path / "lr_find.json"

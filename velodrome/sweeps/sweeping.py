@@ -81,7 +81,7 @@ def sweep(
         grace=grace,
     )
     _check_can_begin(config, space, wishes)
-    common, job = _with_validation(config, space, progress=progress)
+    common, job = _with_validation(config, space, prune=wishes.prune, progress=progress)
     _check_batches(space, job)
     plan = _plan(common, space, job)
     epochs = max(job.config.train.epochs, int(space.largest("epochs") or 0))
@@ -100,7 +100,7 @@ def plan(config: Config, space: Space, wishes: Wishes) -> dict[str, object]:
     """
     _check_can_begin(config, space, wishes)
     nameless = replace(config, run=replace(config.run, name=None))
-    one = planning.plan(space.first_possible(_common(nameless)))
+    one = planning.plan(space.first_possible(_common(nameless, prune=wishes.prune)))
     count = wishes.trials
     return {
         **one,
@@ -124,17 +124,19 @@ def _check_can_begin(config: Config, space: Space, wishes: Wishes) -> None:
     check_can_write(config.run.runs_dir)
 
 
-def _common(config: Config) -> Config:
+def _common(config: Config, *, prune: bool) -> Config:
     """What all trials have in common: the test images are left alone, and others are there to choose by."""
     config = override(config, {"score_test": "once"})
+    if prune and config.evaluate.score_every == 0:  # there would be nothing to prune by
+        config = override(config, {"score_every": 1})
     if not config.data.val_fraction and not is_own(config.data.data):
         config = override(config, {"val_fraction": VALIDATION_SHARE})
     return config
 
 
-def _with_validation(config: Config, space: Space, *, progress: bool) -> tuple[Config, Job]:
+def _with_validation(config: Config, space: Space, *, prune: bool, progress: bool) -> tuple[Config, Job]:
     """What all trials have in common, and one of them, prepared: it has images to choose by."""
-    common = _common(config)
+    common = _common(config, prune=prune)
     job = prepare(space.first_possible(common), progress=progress)
     if job.splits.val is None:
         common = override(common, {"val_fraction": VALIDATION_SHARE})
@@ -168,5 +170,5 @@ def _plan(common: Config, space: Space, job: Job) -> dict[str, dict[str, object]
     settings = {key: value for key, value in settings_of_training(common).items() if key not in left_out}
     return {
         "space": space.to_json(),
-        "settings": {**settings, "images": job.splits.fingerprint},
+        "settings": {**settings, "init": str(common.model.init), "images": job.splits.fingerprint},
     }

@@ -140,7 +140,10 @@ def _found(config: Config, space: Space, shared: OpenStudy, place: SweepFolder) 
         rows=tuple(rows),
         importance=importance,
         no_importance=no_importance,
-        run_settings={key: settings[key] for key in ("score_test", "runs_dir", "data_root", "device")},
+        run_settings={
+            **{key: settings[key] for key in ("score_test", "runs_dir", "data_root", "device")},
+            "name": None,
+        },
     )
 
 

@@ -12,6 +12,7 @@ import optuna
 from velodrome import session
 from velodrome.config import Config, to_dict
 from velodrome.distributed import ALONE
+from velodrome.early_stopping import best_of
 from velodrome.events import EpochDone, RunStopped
 from velodrome.job import Job
 from velodrome.reports import show
@@ -105,8 +106,12 @@ class TrialRun:
                 if row.epoch < epochs and row.val_acc is not None and self._trial.should_prune():
                     status, reason = "pruned", _why_pruned(row, epochs)
                     break
-        known = [row.val_acc for row in job.state.history if row.val_acc is not None]
-        self._ending = Ending(status, known[-1], job.state.epoch, to_dict(job.config))
+        scored = [row for row in job.state.history if row.val_acc is not None]
+        # Early stopping keeps the weights of the best epoch.
+        kept = best_of(scored) if job.config.train.early_stop else scored[-1]
+        assert kept is not None, "there are validation images"
+        assert kept.val_acc is not None, "these epochs were scored"
+        self._ending = Ending(status, kept.val_acc, job.state.epoch, to_dict(job.config))
         log = EventLog(folder)
         with contextlib.closing(log):
             log.handle(RunStopped(job.state.step, reason))

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from velodrome import session
 from velodrome.bench_commands import Stopped
 from velodrome.config import Config
+from velodrome.device import free_memory, is_out_of_memory
 from velodrome.errors import (
     ConfigError,
     DataError,
@@ -194,9 +195,12 @@ class Worker:
         except (UpdateFinishedTrialError, SQLAlchemyError, StorageInternalError):
             raise
         except Exception as error:
-            trial.set_user_attr(PROBLEM, str(error))
-            self._tell(trial, None, TrialState.FAIL)
-            raise
+            lacks_memory = is_out_of_memory(error)
+            trial.set_user_attr(PROBLEM, "out of memory" if lacks_memory else str(error))
+            if not lacks_memory:
+                self._tell(trial, None, TrialState.FAIL)
+                raise
+        free_memory()  # outside of the handler, where nothing holds what the trial held
         self._tell(trial, value, state)
         self._report(trial.number)
 
