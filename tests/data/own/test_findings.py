@@ -258,7 +258,7 @@ def test_uneven_classes(smallest: int, level: str | None) -> None:
 
 
 def test_small_and_wide_images() -> None:
-    sizes = {0: (31, 400), 1: (20, 20), 2: (400, 90), 3: (360, 90)}
+    sizes = {0: (24, 400), 1: (20, 20), 2: (400, 90), 3: (360, 90)}
     findings = examined(HEALTHY, sizes=sizes)
     assert the(findings, "small_images").examples == ("cats/0.png", "cats/1.png")
     assert the(findings, "small_images").level == "note"
@@ -268,10 +268,14 @@ def test_small_and_wide_images() -> None:
     assert "wide_images" not in rules(padded)
 
 
+def test_images_that_are_hardly_enlarged_are_not_worth_a_word() -> None:
+    assert "small_images" not in rules(examined(HEALTHY, sizes=dict.fromkeys(range(20), (26, 30))))
+
+
 def test_many_small_images_are_worth_a_warning() -> None:
     findings = examined(HEALTHY, side=64)
     assert the(findings, "small_images").level == "warning"
-    assert the(findings, "small_images").title == "135 images are smaller than 64 × 64 pixels"
+    assert the(findings, "small_images").title == "135 images are much smaller than 64 × 64 pixels"
 
 
 def test_notes_of_the_listing_come_last() -> None:

@@ -27,6 +27,8 @@ FEW = 10
 UNEVEN, VERY_UNEVEN = 5, 10
 # The longer side over the shorter one, from which on a square shows less than a quarter of the image.
 WIDE = 4
+# An image that is enlarged by more than this is visibly blurred.
+BLURRED = 1.25
 # What befalls more than this share of the images is worth a warning.
 MANY = 0.1
 
@@ -200,14 +202,14 @@ def uneven_classes(data: Contents) -> Finding | None:
 
 
 def small_images(data: Contents) -> Finding | None:
-    """Images that are made larger, which adds nothing to them."""
+    """Images that are made much larger, which adds nothing to them."""
     shorter, longer = data.sizes.min(1), data.sizes.max(1)
     side = data.side
     return _of_some(
         data,
         "small_images",
-        (longer if data.fit == "pad" else shorter) < side,
-        f"smaller than {side} × {side} pixels",
+        BLURRED * (longer if data.fit == "pad" else shorter) < side,
+        f"much smaller than {side} × {side} pixels",
         "Scaling them up to that adds nothing but blur.",
         "Where these are many, choose a smaller --image-size.",
     )
