@@ -76,6 +76,7 @@ class MarkedLoader:
         self.device = loader.device
         self.steps_per_epoch = loader.steps_per_epoch
         self.kinds = loader.kinds
+        self.world = loader.world
         self.class_weights = loader.class_weights
 
     def epoch(self, epoch: int) -> MarkedEpoch:
