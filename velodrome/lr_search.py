@@ -96,7 +96,9 @@ def search_before_training(job: Job, tell: Tell) -> tuple[LRFinding | None, floa
     Warns (VelodromeWarning) where that is too short for a test or the test finds nothing: LRMAX is then
     the usual one, so that small batches and small data, of which a test may see too little, can be trained.
     """
-    steps = min(STEPS, max(job.loader.steps_per_epoch, round(SEARCH_SHARE * job.total_steps)))
+    # With a time budget, how long the run is follows from what the search leaves of it.
+    share = 0 if job.config.train.time_budget else round(SEARCH_SHARE * job.total_steps)
+    steps = min(STEPS, max(job.loader.steps_per_epoch, share))
     optimizer, batch_size = job.config.train.optimizer, job.config.train.batch_size
     lr = usual_lr(optimizer, batch_size)
     usual = f"{lr:g}, the usual one for {optimizer} and batches of {batch_size}. Choose another with --lr."
