@@ -94,11 +94,11 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
         enough_s: how long the steps of a measurement take together, in seconds.
     """
     trial = job.throwaway(job.config.run.seed)
-    step_s = AROUND_STEPS * _seconds_a_step(trial, enough_s)
+    step_s = _seconds_a_step(trial, enough_s)
     saved_s = 0.0
     if job.config.train.freeze_epochs:
         freeze_body(trial.state.model, trial.state.optimizer, frozen=True)
-        saved_s = step_s - AROUND_STEPS * _seconds_a_step(trial, enough_s)
+        saved_s = step_s - _seconds_a_step(trial, enough_s)
     image_s = _seconds_to_answer(trial)
     test, val = len(job.splits.test), len(job.splits.val or ())
     scored = val + (test if job.config.evaluate.score_test == "often" else 0)
@@ -112,7 +112,7 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
 
 
 def _seconds_a_step(trial: Job, enough_s: float) -> float:
-    """The mean over all sizes of images, each as often as the run has it."""
+    """The mean over all sizes of images, each as often as the run has it, with what lies around steps."""
     config, loader = trial.config, trial.loader
     often = Counter(loader.side_at(step) for step in range(trial.total_steps))
     first = {loader.side_at(step): step for step in reversed(range(trial.total_steps))}
@@ -127,7 +127,7 @@ def _seconds_a_step(trial: Job, enough_s: float) -> float:
     trial.state.model.train()
     seconds = {side: _time_steps(step, trial, first[side], enough_s / len(often)) for side in often}
     full = loader.images_per_epoch / (loader.steps_per_epoch * loader.batch_size)  # the last may be smaller
-    return full * sum(often[side] * seconds[side] for side in often) / trial.total_steps
+    return AROUND_STEPS * full * sum(often[side] * seconds[side] for side in often) / trial.total_steps
 
 
 def _time_steps(step: Step, trial: Job, first: int, enough_s: float) -> float:
