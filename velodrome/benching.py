@@ -39,6 +39,7 @@ from velodrome.run.folder import (
     RunFolder,
     check_can_write,
     create_run,
+    find_begun,
     next_run_folder,
     write_atomically,
     writing,
@@ -156,13 +157,8 @@ def _existing(config: Config) -> RunFolder | None:
     Raises:
         ConfigError: something else has that name.
     """
-    run = config.run
-    if run.name is None or not os.path.lexists(run.runs_dir / run.name):
-        return None
-    path = run.runs_dir / run.name
-    if not BenchFolder(path).record.is_file():
-        raise ConfigError(f"{path} exists, but is not a bench: it has no bench.json.", "Use another --name.")
-    return RunFolder(path)
+    path = find_begun(config.run.runs_dir, config.run.name, "bench.json", "is not a bench")
+    return None if path is None else RunFolder(path)
 
 
 def _new_bench(config: Config, against: str | None, device: torch.device) -> Bench:

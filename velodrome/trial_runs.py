@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import time
@@ -22,7 +21,6 @@ from velodrome.errors import (
     EXIT_INTERRUPTED,
     EXIT_PARTLY,
     EXIT_RESUMABLE,
-    ConfigError,
     InterruptedRunError,
     RunError,
     VelodromeError,
@@ -31,11 +29,11 @@ from velodrome.errors import (
 from velodrome.job import resolve
 from velodrome.printing import say
 from velodrome.recipes import speed94
-from velodrome.run.folder import RunFolder, check_can_write, create_run, next_run_folder
+from velodrome.run.folder import RunFolder, check_can_write, create_run, find_begun, next_run_folder
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, percent
 from velodrome.trial_plan import Variant, adopt, plan_variants
-from velodrome.trial_record import Trial, Trials, TrialsFolder
+from velodrome.trial_record import Trial, Trials
 
 Vary = Mapping[str, Sequence[object]]
 Also = Sequence[Mapping[str, object]]
@@ -178,15 +176,8 @@ def _existing(config: Config) -> RunFolder | None:
     Raises:
         ConfigError: something else has that name.
     """
-    run = config.run
-    if run.name is None or not os.path.lexists(run.runs_dir / run.name):
-        return None
-    path = run.runs_dir / run.name
-    if not TrialsFolder(path).record.is_file():
-        raise ConfigError(
-            f"{path} exists, but holds no trials: it has no trials.json.", "Use another --name."
-        )
-    return RunFolder(path)
+    path = find_begun(config.run.runs_dir, config.run.name, "trials.json", "holds no trials")
+    return None if path is None else RunFolder(path)
 
 
 @dataclass

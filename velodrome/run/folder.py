@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from velodrome.errors import RunError
+from velodrome.errors import ConfigError, RunError
 
 CHOOSE_ANOTHER = "Choose a folder that you may write to with --runs-dir."
 HISTORY_COLUMNS = (
@@ -201,6 +201,26 @@ def create_run(runs_dir: Path, name: str | None, recipe: str, fill: Callable[[Ru
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         raise _name_taken(runs_dir / str(name))
+
+
+def find_begun(runs_dir: Path, name: str | None, record: str, mismatch: str) -> Path | None:
+    """The folder of that name that a command of several runs began; None where there is nothing of that name.
+
+    Args:
+        runs_dir: folder of run folders.
+        name: None finds nothing.
+        record: name of the file by which it is known.
+        mismatch: what is to be said of a folder without it, such as "is not a bench".
+
+    Raises:
+        ConfigError: something else has that name.
+    """
+    if name is None or not os.path.lexists(runs_dir / name):
+        return None
+    path = runs_dir / name
+    if not (path / record).is_file():
+        raise ConfigError(f"{path} exists, but {mismatch}: it has no {record}.", "Use another --name.")
+    return path
 
 
 def next_run_folder(runs_dir: Path, name: str | None, recipe: str) -> Path:

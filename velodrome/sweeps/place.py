@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import velodrome
 from velodrome.errors import ConfigError, RunError, visible
 from velodrome.run.environment import command_line
-from velodrome.run.folder import RunFolder, create_run, write_json
+from velodrome.run.folder import RunFolder, create_run, find_begun, write_json
 from velodrome.sweeps.address import shown
 from velodrome.sweeps.rows import SweepFolder
 from velodrome.sweeps.wishes import Wishes
@@ -24,13 +23,10 @@ def existing(runs_dir: Path, wishes: Wishes) -> SweepFolder | None:
         ConfigError: something else has that name, or its study is kept elsewhere or is another.
         RunError: its record is damaged.
     """
-    if wishes.folder is None or not os.path.lexists(runs_dir / wishes.folder):
+    path = find_begun(runs_dir, wishes.folder, "sweep.json", "is not a sweep")
+    if path is None:
         return None
-    place = SweepFolder(runs_dir / wishes.folder)
-    if not place.record.is_file():
-        raise ConfigError(
-            f"{place.path} exists, but is not a sweep: it has no sweep.json.", "Use another --name."
-        )
+    place = SweepFolder(path)
     record = RunFolder(place.path).read_json(place.record) or {}
     for flag, now in (
         ("--storage", wishes.storage and shown(wishes.storage)),
