@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from dated_tables import command_line, heading, machine_rows, print_and_append, ratios, spread, table
@@ -56,32 +57,45 @@ def config_of(options: argparse.Namespace) -> Config:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds a step, and those that gradients take on their way."""
     with join(lambda: torch.device("cpu")) as world:
-        job = prepare_together(config_of(options), world, progress=False)
-        training = fit(
-            job.state,
-            job.loader,
-            lambda _step: 0.01,
-            job.config.train,
-            precision=job.config.run.precision,
-            seed=0,
-            score=lambda _network: NO_SCORES,
-        )
-        with memory_kept(job.device):
-            start_s = 0.0
-            for event in training:
-                if isinstance(event, StepDone) and event.step + 1 == options.first_steps:
-                    world.wait()  # these chose kernels, and filled the memory
-                    start_s = time.perf_counter()
-                if isinstance(event, StepDone) and event.step + 1 == options.first_steps + options.steps:
-                    break
-            world.wait()
-            step_s = (time.perf_counter() - start_s) / options.steps
-        sizes = [parameter.numel() for parameter in job.state.model.parameters() if parameter.requires_grad]
+        step_s, values = seconds_of_step(config_of(options), world, options.first_steps, options.steps)
         return {
             "step_s": step_s,
-            "reduce_s": seconds_of_reduction(sum(sizes), world),
-            "gradient_mb": 4 * sum(sizes) / 1e6,
+            "reduce_s": seconds_of_reduction(values, world),
+            "gradient_mb": 4 * values / 1e6,
         }
+
+
+def seconds_of_step(config: Config, world: World, first_steps: int, steps: int) -> tuple[float, int]:
+    """The mean over some steps of training; and how many values have gradients.
+
+    Args:
+        config: what is trained; its data must be enough for all the steps.
+        world: all ranks, which take part of each step.
+        first_steps: these choose kernels, and fill the memory.
+        steps: that are timed.
+    """
+    job = prepare_together(config, world, progress=False)
+    training = fit(
+        job.state,
+        job.loader,
+        lambda _step: 0.01,
+        job.config.train,
+        precision=job.config.run.precision,
+        seed=0,
+        score=lambda _network: NO_SCORES,
+    )
+    with memory_kept(job.device):
+        start_s = 0.0
+        for event in training:
+            if isinstance(event, StepDone) and event.step + 1 == first_steps:
+                world.wait()
+                start_s = time.perf_counter()
+            if isinstance(event, StepDone) and event.step + 1 == first_steps + steps:
+                break
+        world.wait()
+        step_s = (time.perf_counter() - start_s) / steps
+    parameters = job.state.model.parameters()
+    return step_s, sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def seconds_of_reduction(values: int, world: World) -> float:
@@ -108,6 +122,18 @@ def run(cores_of_processes: Sequence[Sequence[int]], *, talk: bool = True) -> di
         cores_of_processes: on which each works.
         talk: several are ranks of one run; else each trains by itself on half of each batch.
     """
+    words = [__file__, *sys.argv[1:], *([] if talk else ["--half"])]
+    return max(measured(words, cores_of_processes, talk=talk), key=lambda one: one["step_s"])
+
+
+def measured(words: Sequence[str], cores_of_processes: Sequence[Sequence[int]], *, talk: bool) -> list[Any]:
+    """What a script prints as JSON, with `--measure CORES`, in a process for each group of cores.
+
+    Args:
+        words: the script and its other options.
+        cores_of_processes: on which each works.
+        talk: they are ranks that can meet; else each is alone.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -116,14 +142,12 @@ def run(cores_of_processes: Sequence[Sequence[int]], *, talk: bool = True) -> di
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "OMP_NUM_THREADS": len(cores)}
         env = {**os.environ, **{key: str(value) for key, value in told.items()}}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-        line = [sys.executable, __file__, *sys.argv[1:], "--measure", ",".join(map(str, cores))]
-        line += [] if talk else ["--half"]
+        line = [sys.executable, *words, "--measure", ",".join(map(str, cores))]
         processes.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True))
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("A measurement failed; its message is above.")
-    found: list[dict[str, float]] = [json.loads(text.splitlines()[-1]) for text in printed]
-    return max(found, key=lambda one: one["step_s"])
+    return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -64,7 +64,7 @@ def command_here(
 def shapes_are_drawn_once() -> Iterator[None]:
     """In this process: it takes a second, and hundreds of tests train on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load_shapes", functools.cache(sources.load_shapes))
+        patch.setattr(sources, "ready_shapes", functools.cache(sources.ready_shapes))
         yield
 
 

@@ -78,7 +78,7 @@ def easy_images() -> Iterator[None]:
     """In place of drawn shapes, which take a larger network and more images to learn."""
     with pytest.MonkeyPatch.context() as patch:
         splits = easy(2560, 1), easy(100, 2)
-        patch.setattr("velodrome.data.sources.load_shapes", lambda: splits)
+        patch.setattr("velodrome.data.sources.ready_shapes", lambda: splits)
         yield
 
 

@@ -15,7 +15,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "cifar10.ipynb"
 SMALL = """
 import functools
 from velodrome.data import sources
-sources.load_shapes = functools.cache(sources.load_shapes)
+sources.ready_shapes = functools.cache(sources.ready_shapes)
 DATA, EPOCHS, TRIAL_EPOCHS = "shapes", 2, 1
 SETTINGS = {"width": 8, "limit_train": 1600, "limit_test": 100, "batch_size": 32}
 """

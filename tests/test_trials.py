@@ -320,6 +320,21 @@ def test_whatever_goes_wrong_the_others_go_on(
     assert ("Traceback" in capsys.readouterr().err) is traced
 
 
+def test_a_baseline_without_a_run_is_told(training: FakeTraining, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        training.after[f"baseline-seed-{seed}"] = TrainingError("The loss is not finite.", "Lower --lr.")
+    also = [{"cutout": 2}, {"cutout": 4}]
+    found = vd.trials(tiny(tmp_path), seeds=2, also=also, progress=False).comparison
+    assert found is not None
+    assert found.notes[0] == (
+        "No run of the variant baseline can be compared: what is called baseline here is cutout=2."
+    )
+    training.after.clear()
+    found = vd.trials(tiny(tmp_path), seeds=2, also=also, progress=False).comparison
+    assert found is not None
+    assert not any("called baseline" in note for note in found.notes)
+
+
 def test_when_no_trial_can_begin_nothing_is_left_behind(
     training: FakeTraining, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

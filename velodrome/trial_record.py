@@ -12,24 +12,10 @@ from typing import Any, Literal
 
 from velodrome.comparison.comparing import Comparison, compare
 from velodrome.errors import ConfigError, RunError, visible
-from velodrome.run.folder import RunFolder, write_atomically, write_json
+from velodrome.run.folder import RunFolder, TrialsFolder, write_atomically, write_json
 from velodrome.trial_plan import Variant
 
 Status = Literal["open", "finished", "failed"]
-
-
-class TrialsFolder:
-    """A folder of trials and the names of the files in it; a run folder for each trial lies there too.
-
-    Args:
-        path: of the folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.record = path / "trials.json"
-        self.table = path / "trials.csv"
-        self.page = path / "trials.html"
 
 
 @dataclass(frozen=True)
@@ -130,7 +116,20 @@ class Trials:
         runs = [self.run_folder(trial).path for trial in trials if trial.status != "open"]
         # Whoever varies the test images has them side by side, marked.
         found = compare([path for path in runs if path.is_dir()], across_data=True)
-        return replace(self, comparison=found)
+        return replace(self, comparison=self._with_baseline_told(found))
+
+    def _with_baseline_told(self, found: Comparison) -> Comparison:
+        """The comparison with a note where no run of the first variant is in it."""
+        of_folder = {trial.folder: trial.variant for trial in self.trials}
+        compared = [of_folder[run.path.name] for run in found.runs]
+        wanted = self.variants[0].label
+        if wanted in compared:
+            return found
+        note = (
+            f"No run of the variant {visible(wanted)} can be compared: what is called baseline here is "
+            f"{visible(compared[0])}."
+        )
+        return replace(found, notes=(note, *found.notes))
 
     def check_same(self, settings: Mapping[str, Any]) -> None:
         """Check that these trials go on with what they were begun with.

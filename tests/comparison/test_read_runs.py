@@ -123,6 +123,21 @@ def test_folders_globs_and_folders_of_runs(tmp_path, monkeypatch):
     assert read_runs(["runs/notes.txt"])[0].problem == "is not a folder"
 
 
+@pytest.mark.parametrize("damage", ["", "{", '{"trials": [{}]}', '{"trials": 7, "variants": [{"label": 1}]}'])
+def test_runs_of_trials_are_in_the_order_of_their_variants(tmp_path, damage):
+    for name in ("adam-seed-0", "adam-seed-1", "baseline-seed-0", "baseline-seed-1"):
+        write_run(tmp_path / name)
+    trials = [
+        {"variant": variant, "seed": seed, "folder": f"{variant}-seed-{seed}"}
+        for seed in (0, 1)
+        for variant in ("baseline", "adam")
+    ]
+    record = {"variants": [{"label": "baseline"}, {"label": "adam"}], "trials": trials}
+    (tmp_path / "trials.json").write_text(damage or json.dumps(record))
+    in_order = ["baseline-seed-0", "baseline-seed-1", "adam-seed-0", "adam-seed-1"]
+    assert names(read_runs([tmp_path])) == (sorted(in_order) if damage else in_order)
+
+
 def test_what_is_left_of_runs_is_found_below_a_folder(tmp_path, run):
     (tmp_path / "runs" / "empty").mkdir()
     shutil.copytree(run, tmp_path / "runs" / "quick-2")

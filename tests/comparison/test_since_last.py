@@ -45,6 +45,7 @@ def test_the_last_comparable_one(tmp_path):
     (write_run(tmp_path / "worse damaged", finished_s=5000) / "config.yaml").write_text("[")
     (write_run(tmp_path / "unfinished", finished_s=6000) / "result.json").unlink()
     run = write_run(tmp_path / "now", finished_s=7000)
+    write_run(tmp_path / "newer", finished_s=8000, cutout=2)
     assert "older: cutout 4 -> 8;" in change_since_last(run)
 
 

@@ -70,6 +70,27 @@ def test_load_gives_both_splits() -> None:
     assert np.array_equal(test.images_u8, shapes.draw_shapes(30, 5, "test").images_u8)
 
 
+def test_a_user_draws_them_once_until_numpy_is_another(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    drawn: list[int] = []
+
+    def draw_few() -> tuple[ImageSet, ImageSet]:
+        drawn.append(1)
+        return shapes.draw_shapes(120, 5, "train"), shapes.draw_shapes(30, 5, "test")
+
+    monkeypatch.setattr(shapes, "load_shapes", draw_few)
+    for found in (shapes.ready_shapes(), shapes.ready_shapes()):
+        for kept, split in zip(found, ("train", "test"), strict=True):
+            fresh = shapes.draw_shapes(len(kept), 5, split)
+            assert np.array_equal(kept.images_u8, fresh.images_u8)
+            assert np.array_equal(kept.labels, fresh.labels)
+            assert (kept.classes, list(kept.paths)) == (fresh.classes, list(fresh.paths))
+    assert len(drawn) == 1
+    monkeypatch.setattr(np, "__version__", "99.0")
+    shapes.ready_shapes()
+    assert len(drawn) == 2
+
+
 def test_images_are_neither_blank_nor_alike(train: ImageSet) -> None:
     pixels = train.images_u8.astype(np.float32)
     assert pixels.std(axis=(1, 2, 3)).min() > 5

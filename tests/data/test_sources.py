@@ -19,7 +19,7 @@ N_TRAIN, N_TEST = 90, 40
 def small_shapes(monkeypatch: pytest.MonkeyPatch, coloured_images) -> None:
     """The drawn shapes are replaced by a few images of three classes, which are drawn faster."""
     pair = coloured_images(N_TRAIN, seed=1), coloured_images(N_TEST, seed=2)
-    monkeypatch.setattr(sources, "load_shapes", lambda: pair)
+    monkeypatch.setattr(sources, "ready_shapes", lambda: pair)
 
 
 def load(seed: int = 0, **settings: object) -> Splits:

@@ -430,6 +430,11 @@ BAD = [
         "cannot be reached: unable to open database file.",
     ),
     (["--storage", "postgresql://u:secret@127.0.0.1:1/d", "--name", "a"], "cannot be reached: connection "),
+    # The server is asked before anything is read or prepared.
+    (
+        ["--storage", "postgresql://u:secret@127.0.0.1:1/d", "--name", "a", "--data", "nowhere"],
+        "cannot be reached: connection ",
+    ),
     (["--search", "none.yaml"], "Search space none.yaml cannot be read"),
     (["--epochs", "0"], "--epochs is '0'"),
     (["--val-fraction", "0.001"], "val_fraction is 0.001, which leaves no image to validate on"),

@@ -6,7 +6,7 @@ import functools
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import yaml
 import velodrome
 from velodrome.config import SETTINGS
 from velodrome.errors import RunError, did_you_mean, visible
-from velodrome.run.folder import RunFolder, number
+from velodrome.run.folder import RunFolder, TrialsFolder, number
 from velodrome.run.lock import is_locked
 
 Status = Literal["finished", "running", "stopped", "damaged", "not a run"]
@@ -81,7 +81,8 @@ def read_runs(patterns: Iterable[Path | str]) -> tuple[TrialRun, ...]:
 
     Args:
         patterns: run folders; folders such as that of trials, below which all run folders are meant; globs of
-            such folders. What a glob or a folder gives is in natural order: quick-2 before quick-10.
+            such folders. What a glob or a folder gives is in natural order: quick-2 before quick-10; a folder
+            of trials gives its runs in the order of their variants, that of the baseline first.
 
     Raises:
         RunError: there is nothing of that name, or no run folder below it.
@@ -159,7 +160,22 @@ def _below(path: Path) -> list[Path]:
     """
     if not path.is_dir() or is_run_folder(path):
         return [path]
-    return list(_search(path, DEEPEST)) or [path]
+    return sorted(_search(path, DEEPEST), key=_order_in_trials(path)) or [path]
+
+
+def _order_in_trials(path: Path) -> Callable[[Path], int]:
+    """A key that sorts the runs of trials by variant and seed; it leaves other folders as they are."""
+    try:
+        content = RunFolder(path).read_json(TrialsFolder(path).record) or {}
+        labels = [variant["label"] for variant in content.get("variants", ())]
+        places = {
+            trial["folder"]: (labels.index(trial["variant"]), trial["seed"])
+            for trial in content.get("trials", ())
+        }
+        order = {folder: number for number, folder in enumerate(sorted(places, key=places.__getitem__))}
+    except (RunError, KeyError, TypeError, ValueError, AttributeError):
+        order = {}  # a file of that name that holds something else
+    return lambda run: order.get(run.name, len(order))
 
 
 def _search(path: Path, levels: int) -> Iterator[Path]:

@@ -65,8 +65,8 @@ def _last_comparable(now: TrialRun) -> TrialRun | None:
 
 
 def _newest_first(path: Path) -> Iterator[Path]:
-    """The run folders beside a run that finished last, newest first."""
-    finished = []
+    """The run folders beside a run that finished before it, newest first."""
+    finished, own = [], Path(path, "result.json").stat().st_mtime_ns
     with os.scandir(path.parent) as entries:
         for entry in entries:
             if entry.name == path.name or entry.name.startswith("."):
@@ -75,7 +75,8 @@ def _newest_first(path: Path) -> Iterator[Path]:
                 finished.append((Path(entry.path, "result.json").stat().st_mtime_ns, entry.path))
             except OSError:  # nothing that has finished
                 continue
-    for _, found in sorted(finished, reverse=True)[:MOST_LOOKED_AT]:
+    before = sorted((one for one in finished if one[0] <= own), reverse=True)
+    for _, found in before[:MOST_LOOKED_AT]:
         yield Path(found)
 
 

@@ -1,9 +1,9 @@
 """Image sets that were read and verified once, kept in the user cache folder so that they are ready sooner.
 
-Reading a data set means hashing, unpickling and reordering its published files. What came out of that is
-kept in `ready/cifar10.safetensors`, with a record of the files that it came from and a checksum. It is used
-while those files are as they were; anything else means reading them again. The cache may be deleted at any
-time, and where it cannot be written, all goes on without it.
+Reading a data set means hashing, unpickling and reordering its published files, or drawing its images. What
+came out of that is kept in `ready/cifar10.safetensors`, with a record of the files that it came from and a
+checksum. It is used while those files are as they were; anything else means reading them again. The cache may
+be deleted at any time, and where it cannot be written, all goes on without it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ def ready_folder() -> Path:
 def read_cached(name: str, sources: Mapping[Path, str], read: Callable[[], TrainAndTest]) -> TrainAndTest:
     """What `read` returns, or what it returned before if no source file has changed since.
 
-    The sources are only looked at, not read: a file whose path, size, time of change and published md5 are
-    all those of the record counts as the same. The cache holds what came from verified files and has a
+    The sources are only looked at, not read: a file whose path, size, time of change and version are all
+    those of the record counts as the same. The cache holds what came from verified files and has a
     checksum of its own, so it never gives other images than the published ones.
 
     Args:
         name: of the data set, which has one place in the cache.
-        sources: every file that `read` reads -> the md5 which `read` compares it with.
+        sources: every file that the images come from -> its version: the published md5, which `read` compares
+            it with; or, for a module that draws them, what else the images depend on.
         read: returns the training and the test images; its errors are passed on.
 
     Returns:
@@ -70,10 +71,10 @@ def _record_of(sources: Mapping[Path, str]) -> str | None:
     """The format and the state of the source files, as JSON; None where one of them is missing."""
     files = []
     try:
-        for path, md5 in sources.items():
+        for path, version in sources.items():
             found = path.stat()
             # Resolved, so that a file is the same one however its path was written.
-            files.append([str(path.resolve()), found.st_size, found.st_mtime_ns, md5])
+            files.append([str(path.resolve()), found.st_size, found.st_mtime_ns, version])
     except OSError:
         return None
     return json.dumps({"format": FORMAT, "sources": files})

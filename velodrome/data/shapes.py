@@ -19,12 +19,14 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from velodrome.data.cache import read_cached
 from velodrome.data.imageset import ImageSet, ImagesU8, Labels
 from velodrome.errors import DataError, did_you_mean
 
@@ -67,6 +69,14 @@ def load_shapes(
         DataError: a number of images is below 1, or the seed is negative.
     """
     return draw_shapes(n_train, seed, "train"), draw_shapes(n_test, seed, "test")
+
+
+def ready_shapes() -> tuple[ImageSet, ImageSet]:
+    """All of `load_shapes()`, drawn once by each user: that takes a second or two of every short run.
+
+    They are drawn again after an update of velodrome or of NumPy.
+    """
+    return read_cached("shapes", {Path(__file__): f"numpy {np.__version__}"}, load_shapes)
 
 
 def draw_shapes(n: int, seed: int, split: str = "train") -> ImageSet:

@@ -22,7 +22,7 @@ from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.own.collecting import Bar, Say, path_of, resized
 from velodrome.data.own.labels import apply_corrections, read_corrections
 from velodrome.data.own.own_data import OwnData, blank, blank_own, left_to_prepare, read_own, tell_corrected
-from velodrome.data.shapes import load_shapes
+from velodrome.data.shapes import ready_shapes
 from velodrome.errors import ConfigError, DataError, VelodromeWarning, visible
 
 # Apart from every other use of the run's seed.
@@ -80,7 +80,7 @@ def usable_splits(own: OwnData) -> Splits:
 
 def _load_named(data: DataSection, progress: bool) -> Splits:
     if data.data == "shapes":
-        train, test = load_shapes()
+        train, test = ready_shapes()
     else:
         root = resolve_data_root(data.data_root)
         train, test = load_cifar(data.data, root, progress=progress)

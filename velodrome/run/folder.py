@@ -149,6 +149,20 @@ class RunFolder:
         return value
 
 
+class TrialsFolder:
+    """A folder of trials and the names of the files in it; a run folder for each trial lies there too.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "trials.json"
+        self.table = path / "trials.csv"
+        self.page = path / "trials.html"
+
+
 def last_start(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """How training began, or last went on; empty where the log does not say."""
     return next((event for event in reversed(events) if event.get("event") == "RunStarted"), {})

@@ -80,6 +80,29 @@ def engine_options(address: str) -> Mapping[str, Any]:
     return {"connect_args": {"connect_timeout": CONNECT_S, **connect}, "pool_pre_ping": True}
 
 
+def check_answers(address: str) -> None:
+    """Check that a server can be reached; a file is left alone.
+
+    Args:
+        address: checked.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if address.startswith("sqlite"):
+        return
+    import sqlalchemy  # noqa: PLC0415 (takes a moment, and only servers need it here)
+
+    try:
+        engine = sqlalchemy.create_engine(address, **engine_options(address))
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise cannot_reach(address, error) from None
+
+
 def shown(address: str) -> str:
     """The address as it may be printed and written down."""
     return without_passwords(re.sub(r"^postgresql\+psycopg2?:", "postgresql:", address))

@@ -17,7 +17,7 @@ from velodrome.printing import say
 from velodrome.recipes import speed94
 from velodrome.run.folder import check_can_write, next_run_folder
 from velodrome.run.sinks import duration
-from velodrome.sweeps.address import check_optuna, shown
+from velodrome.sweeps.address import check_answers, check_optuna, shown
 from velodrome.sweeps.place import existing
 from velodrome.sweeps.space import Space, read_space
 from velodrome.sweeps.sweep_results import Sweep
@@ -81,6 +81,8 @@ def sweep(
         grace=grace,
     )
     _check_can_begin(config, space, wishes)
+    if wishes.storage:
+        check_answers(wishes.storage)  # before images are prepared, which may take minutes
     common, job = _with_validation(config, space, prune=wishes.prune, progress=progress)
     _check_batches(space, job)
     plan = _plan(common, space, job)
