@@ -92,6 +92,19 @@ def test_a_resumed_run_does_not_need_the_other_any_more(base: Path, tmp_path: Pa
     assert vd.resume(run.path, epochs=2, progress=False).result["epochs"] == 2
 
 
+def test_a_run_that_died_before_its_first_checkpoint_starts_from_the_other_again(
+    base: Path, tmp_path: Path
+) -> None:
+    settings = {**SMALL, "width": 3, "init": base, "freeze_epochs": 1, "runs_dir": tmp_path}
+    run = vd.train(vd.recipes.quick(**settings), progress=False)
+    weights = (run.path / "model.safetensors").read_bytes()
+    for path in run.path.iterdir():
+        if path.name not in ("config.yaml", "environment.json", "summary.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = vd.resume(run.path, progress=False)
+    assert (again.path / "model.safetensors").read_bytes() == weights
+
+
 def test_a_frozen_body_stays_as_it_was(base: Path, tmp_path: Path) -> None:
     run = vd.train(
         vd.recipes.quick(**SMALL, width=3, init=base, freeze_epochs=1, runs_dir=tmp_path), progress=False

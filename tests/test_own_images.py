@@ -210,6 +210,49 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, capsys: pytest.C
     assert "images" in capsys.readouterr().err
 
 
+def test_a_run_is_not_judged_by_images_that_it_was_not_made_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = textures(tmp_path / "data", per_class=20), tmp_path / "runs" / "one"
+    words = ["train", "--data", str(path), "--width", "4", "--epochs", "1", "--lr", "0.02", "--quiet"]
+    assert main([*words, "--runs-dir", str(tmp_path / "runs"), "--name", "one"]) == 0
+    before = (run / "predictions.csv").read_bytes()
+    held_out = vd.Run(run).test_images().paths[0]
+    (path / held_out).unlink()
+    for more in ([], ["--data", str(path)]):
+        assert main(["evaluate", str(run), *more, "--quiet"]) == 2
+        message = capsys.readouterr().err
+        assert f"Run {run} was made with other images or labels than {path} holds now." in message
+        assert f"velodrome evaluate {run} --data FOLDER" in message
+    with pytest.raises(DataError, match="other images or labels"):
+        vd.Run(run).mistakes()
+    assert (run / "predictions.csv").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, run = tmp_path / "fix.csv", tmp_path / "runs" / "one"
+    table.write_text("path,label\nshapes/train/00000.png,star\n", encoding="utf-8")
+    words = [
+        "train",
+        "--data",
+        "shapes",
+        "--labels",
+        str(table),
+        "--limit-train",
+        "100",
+        "--limit-test",
+        "20",
+    ]
+    words += ["--batch-size", "50", "--width", "4", "--epochs", "1", "--lr", "0.02", "--quiet"]
+    assert main([*words, "--runs-dir", str(tmp_path / "runs"), "--name", "one"]) == 0
+    (run / "result.json").unlink()
+    table.write_text("path,label\nshapes/train/00000.png,ring\n", encoding="utf-8")
+    assert main(["resume", str(run), "--quiet"]) == 2
+    assert "it was trained on other images or labels than shapes" in capsys.readouterr().err
+    table.write_text("path,label\nshapes/train/00000.png,star\n", encoding="utf-8")
+    assert main(["resume", str(run), "--quiet"]) == 0
+
+
 def test_a_run_goes_on_with_images_that_have_moved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

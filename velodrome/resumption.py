@@ -71,14 +71,14 @@ def _warn_of_ranks(job: Job, before: int) -> None:
 
 
 def _check_same_images(job: Job, trained_on: str | None) -> None:
-    """Check that own images are those that the run was trained on so far.
+    """Check that own images and labels are those that the run was trained on so far.
 
     Raises:
         RunError: they are not.
     """
     if trained_on not in (None, job.splits.fingerprint):
         raise RunError(
-            f"it was trained on other images than {job.config.data.data} holds now.",
+            f"it was trained on other images or labels than {job.config.data.data} holds now.",
             "Bring them back as they were, or start a new run.",
         )
 

@@ -299,6 +299,7 @@ def _finish(folder: RunFolder, job: Job, warm_up_s: float) -> RunFinished:
         "precision": config.run.precision,
         "seed": config.run.seed,
         "data": job.splits.name,
+        "data_checksum": job.splits.fingerprint or None,
         "recipe": config.recipe,
         "classes": list(figures.classes),
     }

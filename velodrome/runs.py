@@ -25,6 +25,7 @@ from velodrome.recipes import by_name
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.checkpoint import load_weights
 from velodrome.run.folder import RunFolder, open_run
+from velodrome.run.images import check_same_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,13 +78,13 @@ class Run:
         """The images that the run was tested on, in the order of its answers; read once.
 
         Raises:
-            DataError: they are no longer where the run found them.
+            DataError: they are no longer where the run found them, or there are others by now.
         """
         if self._test_images is None:
             config = read_config(self.folder)
-            self._test_images = load_splits(
-                config.data, config.run.seed, enlarged=config.augment.takes_parts
-            ).test
+            splits = load_splits(config.data, config.run.seed, enlarged=config.augment.takes_parts)
+            check_same_images(self.folder, splits, config.data.data)
+            self._test_images = splits.test
         return self._test_images
 
     def answers(self) -> Answers:

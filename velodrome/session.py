@@ -32,7 +32,7 @@ from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import speed94
 from velodrome.reports import has_final_page, show
 from velodrome.resumption import check_request, restore
-from velodrome.run.checkpoint import load_weights
+from velodrome.run.checkpoint import had_checkpoints, load_weights
 from velodrome.run.folder import RunFolder, create_run, open_run
 from velodrome.run.lock import locked
 from velodrome.run.sinks import duration, search_display
@@ -229,7 +229,8 @@ def go_on(
         check_is_there(config.data, moved)
         if epochs is not None:
             config = replace(config, train=extend(config.train, epochs))
-        job = prepare_together(config, world, weights_follow=True, progress=progress)
+        follow = world.first(lambda: had_checkpoints(folder))
+        job = prepare_together(config, world, weights_follow=follow, progress=progress)
         threads_so_far = world.together(lambda: restore(folder, job))
         if epochs is not None:
             check_goes_on(folder, job.state.history, job.config.train.early_stop)

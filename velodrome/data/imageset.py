@@ -119,7 +119,7 @@ class Splits:
         train: may be larger than the others, so that parts of them can be trained on.
         val: None where there is none.
         test: to report on.
-        fingerprint: a checksum of a user's own images; empty for data sets that are the same for everybody.
+        fingerprint: a checksum of a user's own images and labels; empty for what is the same for everybody.
         found: what there is to say about a user's own images, as JSON; None for other data sets.
     """
 

@@ -131,13 +131,13 @@ def load_checkpoint(folder: RunFolder, restore: Callable[[Checkpoint], None]) ->
     if problems:
         problem = f"No checkpoint in {folder.checkpoints} can be read ({'; '.join(problems)})."
         raise RunError(problem, remedy)
-    if _had_checkpoints(folder):
+    if had_checkpoints(folder):
         problem = f"No checkpoint is left in {folder.checkpoints}, but there have been some."
         raise RunError(problem, remedy)
     return None
 
 
-def _had_checkpoints(folder: RunFolder) -> bool:
+def had_checkpoints(folder: RunFolder) -> bool:
     """Whether a checkpoint was ever written; before the first, a run may as well start again.
 
     An epoch gets into history.csv only after its checkpoint.

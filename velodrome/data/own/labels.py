@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def read_corrections(path: Path) -> dict[str, str]:
 
 
 def apply_corrections(splits: Splits, corrections: Mapping[str, str], source: Path) -> tuple[Splits, int]:
-    """The data set with corrected labels, and how many of them have changed.
+    """The data set with corrected labels and a checksum of them, and how many of them have changed.
 
     Args:
         splits: of the data set; they are not changed themselves.
@@ -64,7 +65,9 @@ def apply_corrections(splits: Splits, corrections: Mapping[str, str], source: Pa
     after = corrected(before, names, splits.train.classes, corrections, source)
     each = np.split(after, np.cumsum([len(images) for images in parts])[:-1])
     train, *val, test = (replace(images, labels=labels) for images, labels in zip(parts, each, strict=True))
-    changed = replace(splits, train=train, val=val[0] if val else None, test=test)
+    # A published data set needs no checksum, but with these labels it is one's own.
+    fingerprint = blake2b(splits.fingerprint.encode() + after.tobytes(), digest_size=16).hexdigest()
+    changed = replace(splits, train=train, val=val[0] if val else None, test=test, fingerprint=fingerprint)
     return changed, int((before != after).sum())
 
 
