@@ -3,7 +3,17 @@
 import json
 
 import pytest
-from pages import STEPS, Page, epoch_done, history_rows, write_events, write_history, write_lr_find, write_run
+from pages import (
+    STEPS,
+    Page,
+    epoch_done,
+    history_rows,
+    started,
+    write_events,
+    write_history,
+    write_lr_find,
+    write_run,
+)
 
 from velodrome.reporting.page import render
 
@@ -82,6 +92,16 @@ def test_a_range_test_that_refused_says_why(folder):
     text = Page(render(folder)).text
     assert "The range test found no learning rate. The loss never fell." in text
     assert "lr_find.png is missing" in text
+
+
+def test_steps_of_a_last_epoch_that_was_cut_short_come_after_those_before(folder):
+    rows = history_rows(3)
+    write_history(folder, rows)
+    write_events(folder, started(), *map(epoch_done, rows[:2]), epoch_done(rows[2], (0.9,), (0.1,)))
+    steps = Page(render(folder)).hover_data()[-1]["points"]
+    assert len(steps) == 2 * STEPS + 1
+    places = [point[0] for point in steps]
+    assert places == sorted(set(places))
 
 
 @pytest.mark.parametrize("value", [None, "<b>x</b>", 3, [1], {"a": "<b>"}, float("nan")], ids=repr)

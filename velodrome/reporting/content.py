@@ -242,13 +242,15 @@ def _charts(events: Events, history: History) -> tuple[Drawing, ...]:
 def _step_charts(events: Events, epochs: Sequence[float]) -> Iterator[Chart]:
     """Learning rate and loss of every step, where the event log has them."""
     told = epochs_told(events)
+    # The last epoch may be cut short, by --steps or a time budget.
+    per_epoch = max((len(event.get("step_losses") or ()) for event in told.values()), default=0)
     steps: list[float] = []
     losses: list[float | None] = []
     rates: list[float | None] = []
     for epoch in epochs:
         event = told.get(epoch, {})
         found = event.get("step_losses") or ()
-        steps += [(epoch - 1) * len(found) + number for number in range(1, len(found) + 1)]
+        steps += [(epoch - 1) * per_epoch + number for number in range(1, len(found) + 1)]
         losses += [number(loss) for loss in found]
         rates += [number(rate) for rate in event.get("step_lrs") or ()]
     if steps and len(rates) == len(steps):

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from velodrome.run.folder import write_atomically
 
@@ -62,9 +63,19 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     axes.set_title(_title(found), loc="left", color=INK, fontsize=11, parse_math=False)
     axes.set_xlabel("learning rate (log scale)", color=INK)
     axes.set_ylabel("training loss", color=INK)
+    _label_rates(axes, lrs)
     plain(axes)
     axes.legend(loc="lower left", frameon=False, fontsize=9, labelcolor=INK)
     return figure
+
+
+def _label_rates(axes: Axes, lrs: Sequence[float]) -> None:
+    """Write learning rates on a logarithmic axis as 0.01, with 0.02 and 0.05 where there is room."""
+    plain_number = FuncFormatter(lambda rate, _place: f"{rate:g}")
+    axes.xaxis.set_major_formatter(plain_number)
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    few = bool(lrs) and max(lrs) < 1000 * min(lrs)
+    axes.xaxis.set_minor_formatter(plain_number if few else NullFormatter())
 
 
 def draw_schedule(lrs: Sequence[float], steps_per_epoch: int) -> Figure:
@@ -186,7 +197,7 @@ def plain(axes: Axes) -> None:
     """Axes in the style of all figures: a faint grid, no frame."""
     axes.grid(color=HAIR, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=QUIET, labelsize=9)
+    axes.tick_params(which="both", colors=QUIET, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
