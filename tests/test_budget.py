@@ -3,11 +3,14 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import velodrome as vd
-from velodrome.budget import Pace, fit_to_budget, steps_within
+from velodrome import budget
+from velodrome.budget import Pace, fit_to_budget, measure_pace, steps_within
+from velodrome.data.loader import Epoch
 from velodrome.errors import ConfigError
 from velodrome.job import Job, prepare
 from velodrome.run.folder import open_run
@@ -23,13 +26,15 @@ def job() -> Job:
 
 def test_steps_are_what_fits(job: Job) -> None:
     assert job.loader.steps_per_epoch == 8
-    assert steps_within(10.0, Pace(0.1, 0.0, 0.0, 5.0), job) == 100  # the end is no part of these seconds
-    assert steps_within(10.0, Pace(0.1, 0.0, 0.8, 5.0), job) == 50
+    assert (
+        steps_within(10.0, Pace(0.1, 0.0, 0.0, 5.0, 0.0), job) == 100
+    )  # the end is no part of these seconds
+    assert steps_within(10.0, Pace(0.1, 0.0, 0.8, 5.0, 0.0), job) == 50
 
 
 def test_frozen_steps_are_cheaper(job: Job) -> None:
     frozen = replace(job, config=replace(job.config, train=replace(job.config.train, freeze_epochs=1)))
-    pace = Pace(0.1, 0.05, 0.0, 0.0)
+    pace = Pace(0.1, 0.05, 0.0, 0.0, 0.0)
     assert steps_within(0.2, pace, frozen) == 4
     assert steps_within(1.01, pace, frozen) == 14  # 8 for 0.4 s, 6 for the rest
 
@@ -46,6 +51,72 @@ def test_the_schedule_spans_the_steps(job: Job) -> None:
 def test_too_little_time_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match="time_budget is 60s, but ten steps"):
         fit_to_budget(job, spent_s=59.5)
+
+
+class Noted:
+    """A step that learns nothing and remembers which it was, on a clock of its own: 2 ms an image."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, int, int | None]] = []
+        self.now_s = 0.0
+
+    def __call__(self, epoch: Epoch, index: int, lr: float) -> None:
+        assert lr == 0
+        size, side = epoch.loader.kind(epoch.number, index)
+        self.taken.append((epoch.number, index, side))
+        self.now_s += 0.002 * size
+
+
+def noted_steps(monkeypatch: pytest.MonkeyPatch, *warm_ups_s: float | None) -> Noted:
+    """Every step that is made is the same one, by whose clock time goes."""
+    step, left = Noted(), list(warm_ups_s)
+    monkeypatch.setattr(budget, "make_step", lambda *words, **more: (step, left.pop(0)))
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: step.now_s))
+    return step
+
+
+def test_the_batches_of_a_measurement_follow_one_another(job: Job, monkeypatch) -> None:
+    step = noted_steps(monkeypatch, None, None)
+    measure_pace(job, enough_s=1.15)  # 12 of 0.1 s: of the first epoch and the second
+    assert step.taken == [(number // 8, number % 8, None) for number in range(12)]
+
+
+def test_the_batches_of_each_size_follow_one_another(monkeypatch) -> None:
+    config = vd.recipes.quick(**SMALL, epochs=2, resolutions="16:1,24:2,32:1", time_budget="60s")
+    job = prepare(config, progress=False)
+    expected = [job.loader.side_at(step) for step in range(16)]
+    step = noted_steps(monkeypatch, None, None)
+    measure_pace(job, enough_s=0.0)
+    assert step.taken == [
+        (*divmod(expected.index(side) + number, 8), side) for side in (16, 24, 32) for number in range(4)
+    ]
+
+
+def test_smaller_batches_count_as_many_images_as_they_have(monkeypatch) -> None:
+    # Batches of 90, 90, 90, 90 and 40.
+    job = prepare(vd.recipes.quick(**SMALL | {"batch_size": 90}, time_budget="60s"), progress=False)
+    noted_steps(monkeypatch, None, None)
+    assert measure_pace(job, enough_s=1.0).step_s == pytest.approx(budget.AROUND_STEPS * 80 * 0.002)
+
+
+def test_what_warming_up_takes_once_more_is_no_time_for_steps(job: Job, monkeypatch) -> None:
+    steps = []
+    for pace in (Pace(0.1, 0.0, 0.0, 5.0, 0.0), Pace(0.1, 0.0, 0.0, 5.0, 20.0)):
+        monkeypatch.setattr(budget, "measure_pace", lambda job, *, enough_s, pace=pace: pace)
+        steps.append(fit_to_budget(job, spent_s=0.0).total_steps)
+    assert steps[0] - steps[1] in {199, 200, 201}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "warm_ups_s", "expected"),
+    [(0, (None, None), 0.0), (0, (60.0, 2.0), 2.0), (1, (60.0, 2.0, 50.0, 1.5), 3.5)],
+)
+def test_warming_up_counts_as_it_is_after_the_first_time(
+    job: Job, monkeypatch, frozen, warm_ups_s, expected
+) -> None:
+    job = replace(job, config=replace(job.config, train=replace(job.config.train, freeze_epochs=frozen)))
+    noted_steps(monkeypatch, *warm_ups_s)
+    assert measure_pace(job, enough_s=0.0).warm_up_s == expected
 
 
 def test_a_run_takes_about_the_time_it_was_given(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ALLOWED = {
     "ranks": {"distributed", "errors"},
     "recipes": {"config", "errors"},
     "data": {"integrations"} | BASE,
-    "integrations": {"errors"},
+    "integrations": {"data.own", "config", "errors"},
     "models": BASE,
     "run": {"data", "models"} | BASE,
     "training": STAGES,

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 
@@ -38,12 +39,14 @@ class Pace:
         saved_s: seconds less for each step of the first epochs, in which only the classifier learns.
         epoch_s: seconds after each epoch, for scores.
         finish_s: seconds after the last, for the results and the page.
+        warm_up_s: seconds before the first step, and before the first of all parameters.
     """
 
     step_s: float
     saved_s: float
     epoch_s: float
     finish_s: float
+    warm_up_s: float
 
 
 def fit_to_budget(job: Job, spent_s: float) -> Job:
@@ -65,10 +68,11 @@ def fit_to_budget(job: Job, spent_s: float) -> Job:
     with memory_kept(job.device):  # as in training, which is slower without
         pace = measure_pace(job, enough_s=min(LONG_ENOUGH_S, MOST_TO_MEASURE * seconds_of(budget)))
     gone_s = spent_s + time.perf_counter() - began_s
+    besides_s = gone_s + pace.warm_up_s + pace.finish_s
     # Ranks have clocks of their own; that of the first counts.
-    steps = job.world.from_first(steps_within(seconds_of(budget) - gone_s - pace.finish_s, pace, job))
+    steps = job.world.from_first(steps_within(seconds_of(budget) - besides_s, pace, job))
     if steps < FEWEST_STEPS:
-        least_s = gone_s + pace.finish_s + FEWEST_STEPS * pace.step_s
+        least_s = besides_s + FEWEST_STEPS * pace.step_s
         raise ConfigError(
             f"time_budget is {budget}, but ten steps of training, with all that comes before and after them, "
             f"take {math.ceil(least_s)} s.",
@@ -94,11 +98,11 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
         enough_s: how long the steps of a measurement take together, in seconds.
     """
     trial = job.throwaway(job.config.run.seed)
-    step_s = _seconds_a_step(trial, enough_s)
-    saved_s = 0.0
+    step_s, warm_up_s, saved_s = _seconds_a_step(trial, enough_s), _seconds_to_warm_up(trial), 0.0
     if job.config.train.freeze_epochs:
         freeze_body(trial.state.model, trial.state.optimizer, frozen=True)
         saved_s = step_s - _seconds_a_step(trial, enough_s)
+        warm_up_s += _seconds_to_warm_up(trial)
     image_s = _seconds_to_answer(trial)
     test, val = len(job.splits.test), len(job.splits.val or ())
     scored = val + (test if job.config.evaluate.score_test == "often" else 0)
@@ -108,40 +112,64 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
         max(0.0, saved_s),
         scored * image_s / (every * job.world.size) if every else 0.0,
         PASSES * test * image_s + PAGE_S,
+        warm_up_s,
     )
 
 
 def _seconds_a_step(trial: Job, enough_s: float) -> float:
     """The mean over all sizes of images, each as often as the run has it, with what lies around steps."""
-    config, loader = trial.config, trial.loader
+    loader = trial.loader
     often = Counter(loader.side_at(step) for step in range(trial.total_steps))
-    first = {loader.side_at(step): step for step in reversed(range(trial.total_steps))}
-    step, _ = make_step(
+    step, _ = _make_step(trial)
+    trial.state.model.train()
+    seconds = {side: _seconds_an_image(step, trial, side, enough_s / len(often)) for side in often}
+    images_a_step = loader.images_per_epoch / loader.steps_per_epoch  # the last may be smaller
+    mean_s = sum(often[side] * seconds[side] for side in often) / trial.total_steps
+    return AROUND_STEPS * images_a_step * mean_s
+
+
+def _seconds_to_warm_up(trial: Job) -> float:
+    """What a run takes that warms up after this: its code is compiled, but graphs are captured anew."""
+    _, seconds = _make_step(trial)
+    return seconds or 0.0
+
+
+def _make_step(trial: Job) -> tuple[Step, float | None]:
+    """A step, and the seconds that it took to warm up, as the run makes it."""
+    config = trial.config
+    return make_step(
         trial.state,
         config.train,
-        loader,
+        trial.loader,
         precision=config.run.precision,
         seed=config.run.seed,
         compiled=config.run.compile,
     )
-    trial.state.model.train()
-    seconds = {side: _time_steps(step, trial, first[side], enough_s / len(often)) for side in often}
-    full = loader.images_per_epoch / (loader.steps_per_epoch * loader.batch_size)  # the last may be smaller
-    return AROUND_STEPS * full * sum(often[side] * seconds[side] for side in often) / trial.total_steps
 
 
-def _time_steps(step: Step, trial: Job, first: int, enough_s: float) -> float:
-    """Mean seconds of one step of the run, taken again and again with a learning rate of 0."""
-    number, index = divmod(first, trial.loader.steps_per_epoch)
-    epoch = trial.loader.epoch(number)
+def _seconds_an_image(step: Step, trial: Job, side: int | None, enough_s: float) -> float:
+    """Mean seconds of training on one image of a side, over steps of the run with a learning rate of 0.
+
+    The steps follow one another as in the run, so that images in a file are read from there. A batch that is
+    taken again and again would be in memory after the first time.
+    """
+    loader = trial.loader
+    steps = [number for number in range(trial.total_steps) if loader.side_at(number) == side]
+    epoch = loader.epoch(steps[0] // loader.steps_per_epoch)
+    in_turn = cycle(divmod(number, loader.steps_per_epoch) for number in steps)
     taken: list[float] = []
+    images: list[int] = []
     while trial.world.from_first(sum(taken) < enough_s or len(taken) < 4):
+        number, index = next(in_turn)
+        if number != epoch.number:
+            epoch = loader.epoch(number)
         trial.state.meter.reset()
         began_s = time.perf_counter()
         step(epoch, index, 0.0)
         synchronize(trial.device)
         taken.append(time.perf_counter() - began_s)
-    return float(np.mean(taken[1:]))  # the first one also chooses kernels and allocates
+        images.append(loader.kind(number, index).size)
+    return sum(taken[1:]) / sum(images[1:])  # the first one also chooses kernels and allocates
 
 
 def _seconds_to_answer(trial: Job) -> float:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from velodrome.config import NAMED_DATA, Config, is_own, override
+from velodrome.config import HUB, NAMED_DATA, Config, is_own, override
 from velodrome.data.own.contact_sheet import contact_sheet
 from velodrome.data.own.findings import Findings
 from velodrome.data.own.own_data import OwnData, read_own
 from velodrome.data.own.prepared import clear, clear_all
+from velodrome.data.own.prepared_cache import resolved
 from velodrome.data.sources import telling
-from velodrome.errors import ConfigError
+from velodrome.errors import ConfigError, visible
 from velodrome.recipes import folder
 from velodrome.run.folder import (
     RunFolder,
@@ -103,7 +104,7 @@ def clear_data(data: Path | str | None) -> int:
     """Remove from the cache what was prepared of a user's images; the images themselves stay.
 
     Args:
-        data: path of the images, or hf:NAME; None for all that were ever prepared.
+        data: path of the images, which may be gone, or hf:NAME; None for all that were ever prepared.
 
     Returns:
         The bytes that were freed.
@@ -119,3 +120,20 @@ def clear_data(data: Path | str | None) -> int:
             f"data is {str(data)!r}, but only own images are prepared.", "Give the path of your own images."
         )
     return clear(Path(data).expanduser())
+
+
+def tell_cleared(data: Path | str | None, freed_bytes: int) -> str:
+    """What `clear_data` did, in words.
+
+    Args:
+        data: as there.
+        freed_bytes: as it said.
+    """
+    place = "" if data is None else visible(str(resolved(Path(data).expanduser())))
+    if not freed_bytes:
+        what = f"nothing of {place}" if place else "no prepared images"
+        return f"The cache holds {what}, so nothing is freed."
+    freed = f"{freed_bytes / 1e6:,.1f} MB freed"
+    if place.startswith(HUB):
+        return f"{freed}: the images of {place} as files, and what was prepared of them."
+    return f"{freed}. The images themselves are where they were."

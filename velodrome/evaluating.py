@@ -117,7 +117,13 @@ def ask(classifier: Classifier, config: Config, *, device: str, precision: str |
 
 
 def evaluate_own(
-    folder: RunFolder, config: Config, classifier: Classifier, trained: Trained, *, layer: str = DEFAULT_LAYER
+    folder: RunFolder,
+    config: Config,
+    classifier: Classifier,
+    trained: Trained,
+    *,
+    layer: str = DEFAULT_LAYER,
+    progress: bool = True,
 ) -> Assessment:
     """Evaluate a run on its own test images, and write everything that follows from the answers.
 
@@ -127,6 +133,7 @@ def evaluate_own(
         classifier: of the run.
         trained: its network, as it is to be asked.
         layer: the stage whose Grad-CAM maps the gallery shows.
+        progress: say on stderr what takes time.
 
     Raises:
         VelodromeError: the data are missing or not those of the run, the network has no such stage, or a file
@@ -134,7 +141,8 @@ def evaluate_own(
     """
     moved = f"If it has moved, name the new place in the line `data:` of {folder.config}."
     check_is_there(config.data, moved)
-    splits = load_splits(config.data, config.run.seed, enlarged=config.augment.takes_parts)
+    enlarged = config.augment.takes_parts
+    splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=progress)
     check_same_images(folder, splits, config.data.data)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)

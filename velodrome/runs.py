@@ -82,7 +82,8 @@ class Run:
         """
         if self._test_images is None:
             config = read_config(self.folder)
-            splits = load_splits(config.data, config.run.seed, enlarged=config.augment.takes_parts)
+            enlarged = config.augment.takes_parts
+            splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=False)
             check_same_images(self.folder, splits, config.data.data)
             self._test_images = splits.test
         return self._test_images

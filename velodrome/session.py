@@ -325,7 +325,8 @@ def evaluate(
                 if other:
                     found = evaluate_other(folder, config, classifier, trained, other, progress=progress)
                 else:
-                    found = evaluate_own(folder, config, classifier, trained, layer=layer or DEFAULT_LAYER)
+                    stage = layer or DEFAULT_LAYER
+                    found = evaluate_own(folder, config, classifier, trained, layer=stage, progress=progress)
             show(folder)
         except RunError as error:  # of writing, which has begun
             error.exit_code = EXIT_PARTLY

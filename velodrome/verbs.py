@@ -254,7 +254,7 @@ def _data_clear(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"freed_bytes": freed})
     else:
-        sys.stdout.write(f"{freed / 1e6:,.1f} MB freed. The images themselves are where they were.\n")
+        sys.stdout.write(f"{checking.tell_cleared(arguments.data, freed)}\n")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from velodrome.config import AugmentSection
+from velodrome.data import loader as loading
 from velodrome.data.augment import draw_tables, resize
 from velodrome.data.imageset import ImageSet, MappedImages, channel_statistics
-from velodrome.data.loader import Kind, Loader
+from velodrome.data.loader import Kind, Loader, free_bytes_on
 
 N, BATCH = 30, 8
 CPU = torch.device("cpu")
@@ -143,6 +144,38 @@ def test_tables_are_drawn_for_the_size_of_training(coloured_images):
     loader = loader_of(coloured_images(N, 10, 10), REFERENCE, side=8)
     expected = draw_tables(N, 8, 8, REFERENCE, seed=3, epoch=0)
     assert torch.equal(loader.epoch(0).tables.cutout_yx, expected.cutout_yx)
+
+
+# Images that are too many for a GPU.
+
+
+@pytest.mark.parametrize(("spare", "is_resident"), [(0, True), (-1, False)])
+def test_images_that_take_more_than_half_of_a_gpu_stay_on_the_host(
+    coloured_images, monkeypatch, spare, is_resident
+):
+    images = coloured_images(N, 10, 10)
+    resident = loader_of(images, REFERENCE)
+    monkeypatch.setattr(loading, "free_bytes_on", lambda device: 2 * (N * 300 + spare))
+    found = loader_of(images, REFERENCE)
+    assert found.is_resident == is_resident
+    assert found.needs_host != is_resident
+    assert torch.equal(found.first_images(N), torch.from_numpy(images.images_u8))
+    for number in range(2):
+        ours, theirs = found.epoch(number), resident.epoch(number)
+        for step in range(len(ours)):
+            for one, other in zip(ours[step], theirs[step], strict=True):
+                assert torch.equal(one, other)
+
+
+def test_what_torch_holds_of_a_gpu_for_later_is_free(monkeypatch):
+    asked = []
+    told = {"mem_get_info": (1000, 9000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: asked.append(device) or value)
+    gpu = torch.device("cuda", 1)
+    assert free_bytes_on(gpu) == 1400
+    assert asked == [gpu, gpu, gpu]
+    assert free_bytes_on(CPU) == free_bytes_on(torch.device("mps")) == float("inf")
 
 
 # What a run counts.

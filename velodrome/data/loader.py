@@ -22,6 +22,9 @@ from velodrome.data.streams import ORDER, generator, to_device
 from velodrome.distributed import ALONE, World
 from velodrome.errors import ConfigError
 
+# Of the free memory of a GPU, what images may take; the rest is for the network and its activations.
+MOST_OF_GPU = 0.5
+
 
 class Kind(NamedTuple):
     """What batches have in common: number of images, and their side in pixels; None for the images' own."""
@@ -138,7 +141,7 @@ class Epoch:
 
 
 class Loader:
-    """Training batches from images that lie on the device or, where there are too many for that, in a file.
+    """Training batches from images on the device or, where they are too many, in host memory or a file.
 
     The order and the augmentation of an epoch are a function of (seed, epoch) alone, however many ranks make
     its batches. The last batch of an epoch is kept even where it is smaller, unless `drop_last` is set.
@@ -149,7 +152,8 @@ class Loader:
         augment: what is done to each image.
         batch_size: images a step, on all ranks together.
         seed: of the run.
-        device: where batches are made; images lie there too, unless they are `MappedImages`.
+        device: where batches are made; images lie there too, unless they are `MappedImages` or take more
+            than half of the free memory of a GPU, which then gets each batch from the host.
         epochs: of the run, over which its `resolutions` are spread; later ones keep the last.
         drop_last: leave out the last batch of each epoch where it is smaller than the others.
         side: of training images in pixels, where they are stored in another size; else their own.
@@ -334,10 +338,21 @@ def steps_in_all(epochs: int, steps_per_epoch: int, steps: int | None) -> int:
 
 
 def _at_hand(images_u8: AnyImages, device: torch.device) -> Tensor | Reader:
-    """Images on the device, or what reads them from their file."""
+    """Images on the device, or what sends them there batch by batch."""
     if isinstance(images_u8, MappedImages):
         return Reader(images_u8, device)
+    if images_u8.nbytes > MOST_OF_GPU * free_bytes_on(device):
+        return Reader(MappedImages(images_u8), device)
     return torch.from_numpy(images_u8).to(device)
+
+
+def free_bytes_on(device: torch.device) -> float:
+    """The free memory of a GPU of its own; infinite for devices that use that of the host, as images do."""
+    if device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds for tensors to come is free too.
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def _check_mixing(augment: AugmentSection, batch_size: int) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pooch  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from velodrome.config import HUB, DataSection, is_auto, is_own
@@ -21,7 +20,10 @@ from velodrome.data.cifar import PUBLISHED, cifar_is_present, load_cifar
 from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.own.collecting import Bar, Say, path_of, resized
 from velodrome.data.own.labels import apply_corrections, read_corrections
+from velodrome.data.own.listing import counted
+from velodrome.data.own.near_duplicates import exact_groups
 from velodrome.data.own.own_data import OwnData, blank, blank_own, left_to_prepare, read_own, tell_corrected
+from velodrome.data.own.splitting import held_out_whole
 from velodrome.data.shapes import ready_shapes
 from velodrome.errors import ConfigError, DataError, VelodromeWarning, visible
 
@@ -54,19 +56,32 @@ def load_splits(data: DataSection, seed: int, *, enlarged: bool = False, progres
     """
     with telling(progress) as (say, bar):
         if is_own(data.data):
-            splits = usable_splits(read_own(data, enlarged=enlarged, say=say, bar=bar))
+            splits = usable_splits(read_own(data, enlarged=enlarged, say=say, bar=bar), say)
         else:
             splits = _load_named(data, progress)
             if data.labels:
                 splits, changed = apply_corrections(splits, read_corrections(data.labels), data.labels)
                 say(tell_corrected(changed, data.labels))
-    return _cut_and_split(splits, data, seed)
+        splits = _cut(splits, data)  # by this name, so that those left out are gone when more are copied
+        has_val = splits.val is not None
+        splits = _split(splits, data, seed)
+        if is_own(data.data) and splits.val is not None and not has_val:
+            both = counted(len(splits.val) + len(splits.train), "training image")
+            say(
+                f"{visible(splits.name)}: Of {both}, {len(splits.val):,} are held out to choose by, as "
+                "--val-fraction says."
+            )
+    return splits
 
 
-def usable_splits(own: OwnData) -> Splits:
+def usable_splits(own: OwnData, say: Say) -> Splits:
     """The image sets of own data, if nothing stands against training on them.
 
     Warns (VelodromeWarning) of what does not, but should be known.
+
+    Args:
+        own: the data.
+        say: is told what is taken for what, held out and ignored.
 
     Raises:
         DataError: something does; all of it is named at once.
@@ -75,6 +90,8 @@ def usable_splits(own: OwnData) -> Splits:
     assert own.splits is not None, "there are no errors"
     for line in own.findings.warnings():
         warnings.warn(line, VelodromeWarning, stacklevel=2)
+    for line in own.findings.assumptions():
+        say(f"{visible(own.name)}: {line}")
     return replace(own.splits, found=own.to_dict())
 
 
@@ -99,6 +116,8 @@ def telling(progress: bool) -> Iterator[tuple[Say, Bar]]:
 
     def say(line: str) -> None:
         if progress:
+            for one in bars:
+                one.clear()
             sys.stderr.write(f"{line}\n")
 
     def bar(done: int, total: int) -> None:
@@ -155,19 +174,22 @@ def fetch_first(data: DataSection, *, enlarged: bool = False) -> str | None:
 def blank_splits(data: DataSection, seed: int) -> Splits:
     """Black images in the number and size of a data set, to plan with where it is not there yet."""
     if is_own(data.data):
-        return _cut_and_split(blank_own(data), data, seed)
+        return _split(_cut(blank_own(data), data), data, seed)
     classes = tuple(f"class {number}" for number in range(10 if data.data == "cifar10" else 100))
     side = 32 if is_auto(data.image_size) else data.image_size
     train, test = (blank(np.arange(count) % len(classes), classes, side) for count in (50_000, 10_000))
-    return _cut_and_split(Splits(data.data, train, None, test), data, seed)
+    return _split(_cut(Splits(data.data, train, None, test), data), data, seed)
 
 
-def _cut_and_split(splits: Splits, data: DataSection, seed: int) -> Splits:
+def _cut(splits: Splits, data: DataSection) -> Splits:
     train, test = _limited(splits.train, data.limit_train), _limited(splits.test, data.limit_test)
-    splits = replace(splits, train=train, test=test)
+    return replace(splits, train=train, test=test)
+
+
+def _split(splits: Splits, data: DataSection, seed: int) -> Splits:
     share = data.val_fraction
     if is_auto(share):
-        share = VALIDATION_SHARE if len(train) >= FEWEST_TO_HOLD_OUT else 0.0
+        share = VALIDATION_SHARE if len(splits.train) >= FEWEST_TO_HOLD_OUT else 0.0
     return _hold_out(splits, share, seed) if share and splits.val is None else splits
 
 
@@ -180,13 +202,14 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
 
 
 def _hold_out(splits: Splits, fraction: float, seed: int) -> Splits:
-    """Move `fraction` of the training images of every class to a validation set."""
+    """Move `fraction` of the training images of every class to a validation set.
+
+    Of images with the same checksum all are moved or none; named data sets have none.
+    """
     rng = np.random.default_rng([seed, VALIDATION_STREAM])
-    labels = splits.train.labels
-    held = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members: NDArray[np.int64] = rng.permutation(np.flatnonzero(labels == label))
-        held[members[: round(fraction * len(members))]] = True
+    labels, digests = splits.train.labels, splits.train.digests
+    same = [] if digests is None else exact_groups(digests, np.ones(len(labels), np.bool_))
+    held = held_out_whole(labels, same, fraction, rng)
     if held.all() or not held.any():
         which = "no image to train on" if held.all() else "no image to validate on"
         raise ConfigError(

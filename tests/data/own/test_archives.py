@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -15,7 +16,7 @@ import threading
 import warnings
 import zipfile
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,81 @@ def test_a_changed_archive_is_unpacked_anew(tmp_path):
     second = unpack(pack(tmp_path / "a.zip", {"other.png": b"x"}), tmp_path / "w")
     assert first != second
     assert contents_of(second) == {"other.png": b"x"}
+
+
+def folders_in(workspace: Path) -> list[Path]:
+    return [item for item in workspace.iterdir() if item.is_dir()]
+
+
+def test_only_the_newest_version_of_an_archive_is_kept(tmp_path):
+    other = unpack(pack(tmp_path / "a.tar"), tmp_path / "w")
+    for content in (b"x", b"xx", b"xxx"):
+        newest = unpack(pack(tmp_path / "a.zip", {"1.png": content}), tmp_path / "w")
+        assert sorted(folders_in(tmp_path / "w")) == sorted([other, newest])
+    assert contents_of(newest) == {"1.png": b"xxx"}
+    assert contents_of(other) == TAKEN
+
+
+@contextlib.contextmanager
+def another_user(archive: Path, workspace: Path) -> Iterator[Path]:
+    """The folder that another process uses, until the block ends."""
+    code = (
+        "import sys; from pathlib import Path; from velodrome.data.own import archives\n"
+        "print(archives.unpack(Path(sys.argv[1]), Path(sys.argv[2])), flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, archive, workspace]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Path(process.stdout.readline().rstrip("\n"))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_another_process_uses_is_kept_until_it_ends(tmp_path, is_there):
+    archive, workspace = pack(tmp_path / "a.zip"), tmp_path / "w"
+    if is_there:  # by whomever it was unpacked
+        unpack(archive, workspace)
+    with another_user(archive, workspace) as used:
+        newest = unpack(pack(archive, {"1.png": b"x"}), workspace)
+        assert sorted(folders_in(workspace)) == sorted([used, newest])
+        assert contents_of(used) == TAKEN
+        assert unpack(archive, workspace) == newest
+        assert contents_of(used) == TAKEN
+    assert unpack(archive, workspace) == newest
+    assert folders_in(workspace) == [newest]
+    assert len(list(workspace.glob(".*.lock"))) == 2  # of the archive, and ours
+
+
+def test_two_processes_that_use_one_version(tmp_path):
+    archive, workspace = pack(tmp_path / "a.zip"), tmp_path / "w"
+    with another_user(archive, workspace) as used:
+        with another_user(archive, workspace) as same:
+            assert same == used
+        unpack(pack(archive, {"1.png": b"x"}), workspace)
+        assert contents_of(used) == TAKEN
+
+
+def test_what_is_unpacked_may_lie_where_nothing_may_be_written(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.zip")
+    folder = unpack(archive, tmp_path / "w")
+    unpacking._used_here.clear()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(unpacking.FileLock, "acquire", refuse)
+    assert unpack(archive, tmp_path / "w") == folder
+
+
+def test_a_copy_is_used_again_after_the_cache_was_cleared(tmp_path):
+    """The lock beside it went too, and is made again."""
+    archive, workspace = pack(tmp_path / "a.zip"), tmp_path / "w"
+    unpack(archive, workspace)
+    shutil.rmtree(workspace)
+    folder = unpack(archive, workspace)
+    assert list(workspace.glob(f".{folder.name}.*.lock"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from velodrome.data.image_files import read_image
 from velodrome.data.own import array_file
+from velodrome.data.own.array_file import BESIDES_BYTES
 from velodrome.data.own.arrays import is_array_file, read_arrays
 from velodrome.errors import DataError, visible
 
@@ -80,7 +81,9 @@ def test_images_in_splits(path, pattern, val):
 def test_splits_are_settled_as_those_of_files(path):
     pair = {"x_train": noise(2, 4, 4), "y_train": [0, 1]}
     assert list(read_arrays(saved(path, **pair)).labels) == [None]
-    assert list(read_arrays(saved(path, **pair, x_val=noise(1, 4, 4), y_val=[0])).labels) == ["train", "test"]
+    found = read_arrays(saved(path, **pair, x_val=noise(1, 4, 4), y_val=[0]))
+    assert list(found.labels) == ["train", "test"]
+    assert found.notes == ("There is no test split, so val is reported on in its place.",)
     saved(path, x_test=noise(2, 4, 4), y_test=[0, 1])
     assert "has images in test, but none in train" in error_of(path)
 
@@ -108,9 +111,13 @@ def test_arrays_that_are_missing_or_too_many(path, names, words):
     assert words in error_of(path)
 
 
-def test_which_files_are_arrays():
-    assert is_array_file(Path("a/b.NPZ"))
-    assert not is_array_file(Path("b.npy"))
+def test_which_files_are_arrays(tmp_path):
+    for name in ("b.NPZ", "b.npy"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.npz").mkdir()
+    assert is_array_file(tmp_path / "b.NPZ")
+    for name in ("b.npy", "folder.npz", "missing.npz", "null\0.npz"):
+        assert not is_array_file(tmp_path / name)
 
 
 # Pixels.
@@ -264,9 +271,17 @@ def test_splits_that_do_not_fit_together(path):
     assert "has labels that are numbers, and others that are text" in error_of(path)
 
 
-def test_too_many_images_for_the_memory(path, monkeypatch):
-    monkeypatch.setattr(array_file, "available_bytes", lambda: 90)
-    assert "more than the 0.0 GB of memory that are free" in error_of(saved(path, **TWO))
+@pytest.mark.parametrize(("channels", "factor"), [(1, 2), (3, 2), (4, 7 / 3)])
+def test_too_many_images_for_the_memory(path, monkeypatch, channels, factor):
+    saved(path, images=noise(9, 100, 100, channels), labels=np.arange(9) % 2)
+    needed = round(9 * (factor * 30_000 + BESIDES_BYTES))
+    monkeypatch.setattr(array_file, "own_share_bytes", lambda: needed)
+    assert len(read_arrays(path).labels[None]) == 9
+    monkeypatch.setattr(array_file, "own_share_bytes", lambda: needed - 1)
+    expected = (
+        "holds images of 0.0 GB. Reading and splitting them takes 0.0 GB, more than the 0.0 GB of memory"
+    )
+    assert expected in error_of(path)
 
 
 class Evil:

@@ -280,6 +280,7 @@ def test_many_small_images_are_worth_a_warning() -> None:
 
 def test_notes_of_the_listing_come_last() -> None:
     findings = examined(HEALTHY, same=[(0, 1)], notes=["3 .txt files are left out.", "No split."])
+    assert findings.assumptions() == ["3 .txt files are left out.", "No split."]
     assert rules(findings) == ["duplicates", "listing", "listing"]
     assert findings.lines()[1:] == ["note: 3 .txt files are left out.", "note: No split."]
 

@@ -374,12 +374,64 @@ def test_a_table_beside_flat_images_says_their_classes(data):
     assert rows(listed(data)) == [("images/2.png", "dog", None), ("images/1.png", "cat", None)]
 
 
-def test_a_table_beside_class_folders_is_not_read(data):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path,label\ncat/1.png,cat\ndog\\2.png, DOG\n",
+        "path,label\n1.png,owl\nelsewhere/2.png,owl\n",
+        "path,width\ncat/1.png,64\n",
+    ],
+    ids=["it agrees", "it names other files", "it has no labels"],
+)
+def test_a_table_that_agrees_with_class_folders_is_ignored(data, content):
     tree(data, "cat/1.png", "dog/2.png")
-    (data / "predictions.csv").write_text("path,label\ncat/1.png,a\ndog/2.png,b\n")
+    (data / "about.csv").write_text(content)
     listing = listed(data)
     assert listing.classes == ("cat", "dog")
-    assert listing.notes == ("Tables are not read where there are class folders: predictions.csv.",)
+    assert listing.notes == ("Tables are ignored where there are class folders: about.csv.",)
+
+
+def test_a_table_that_contradicts_folders_is_unclear(data):
+    tree(data, "part1/1.png", "part1/2.png", "part2/3.png")
+    table = data / "labels.csv"
+    table.write_text("path,label\npart1/1.png,cat\npart1/2.png,dog\npart2/3.png,part2\n")
+    with pytest.raises(DataError) as caught:
+        listed(data)
+    assert f"Data {data} has class folders and the table labels.csv" in caught.value.problem
+    assert (
+        "part1/1.png lies in the folder part1, but the table calls it cat. So it is with 2 of 3 images"
+        in (caught.value.problem)
+    )
+    assert f"Give --data {table} to go by the table. Take the table away" in caught.value.remedy
+    assert listed(table).classes == ("cat", "dog", "part2")
+
+
+def test_a_table_in_a_split_that_contradicts_its_folders_is_unclear(data):
+    tree(data, "train/cat/1.png", "train/dog/2.png", "test/cat/3.png")
+    (data / "train" / "labels.csv").write_text("path,label\ncat/1.png,dog\n")
+    assert "the table train/labels.csv, which contradict each other: train/cat/1.png" in problem_of(data)
+
+
+def test_a_table_in_parquet_may_contradict_folders_too(data):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    tree(data, "cat/1.png", "dog/2.png")
+    for name, columns in {
+        "labels": {"path": ["cat/1.png"], "label": ["dog"]},
+        "images": {"image": [b"\x89PNG"], "label": ["dog"]},
+        "sizes": {"path": ["cat/1.png"], "width": [64]},
+    }.items():
+        parquet.write_table(pyarrow.table(columns), data / f"{name}.parquet")
+    assert "the table labels.parquet" in problem_of(data)
+    (data / "labels.parquet").unlink()
+    (data / "broken.parquet").write_bytes(b"no table")
+    assert listed(data).classes == ("cat", "dog")
+
+
+def test_a_table_beside_class_folders_with_a_row_that_cannot_be_read(data):
+    tree(data, "cat/1.png", "dog/2.png")
+    (data / "labels.csv").write_text("path,label\ncat/1.png,\n")
+    with pytest.raises(DataError, match=r"line 2, has no label.*Or take the table away"):
+        listed(data)
 
 
 def test_tables_that_are_called_as_splits_are(data):
@@ -446,6 +498,16 @@ def test_a_table_in_an_archive_names_no_files_of_the_user(tmp_path, name):
     path = zipped(tmp_path / "photos.zip", {"labels.csv": f"path,label\n1.png,a\n{name},b\n", "1.png": "a"})
     with pytest.raises(DataError, match=r"line 3, names .*, which lies outside the data set"):
         list_data(path, tmp_path / "workspace")
+
+
+def test_a_table_that_contradicts_folders_in_an_archive(tmp_path):
+    contents = {"cat/1.png": "x", "dog/2.png": "x", "labels.csv": "path,label\ncat/1.png,dog\n"}
+    archive = zipped(tmp_path / "pets.zip", contents)
+    with pytest.raises(DataError) as caught:
+        listed(archive)
+    assert f"Data {archive} has class folders and the table labels.csv" in caught.value.problem
+    assert caught.value.remedy.startswith("Unpack it and give labels.csv as --data to go by the table.")
+    assert "workspace" not in str(caught.value)
 
 
 def test_errors_name_the_archive_and_not_the_cache(tmp_path):

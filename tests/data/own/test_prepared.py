@@ -232,8 +232,10 @@ def test_a_data_set_has_one_folder_however_its_path_is_written(root, monkeypatch
         folder_of(path) for path in (root, Path("photos"), Path("photos/../photos"), tmp_path / "link")
     } == {folder_of(root)}
     assert folder_of(tmp_path) != folder_of(root)
+    before = folder_of(root), folder_of(Path("hf:me/name"))
     monkeypatch.chdir("/")
-    assert folder_of(Path("hf:name")).parent == cache_folder()
+    assert (folder_of(root), folder_of(Path("hf:me/name"))) == before
+    assert before[1].parent == cache_folder()
     assert "photos-" in folder_of(root).name
     assert folder_of(tmp_path / "a\n\x1b b").name.isprintable()
 
@@ -578,6 +580,19 @@ def test_what_is_cleared_is_gone_and_its_bytes_are_counted(root, tmp_path):
     assert not folder_of(root).exists()
     assert not folder_of(tmp_path / "others").exists()
     assert clear_all() == 0
+
+
+def test_what_was_prepared_of_a_folder_that_is_gone_is_cleared(root, monkeypatch, tmp_path):
+    prepare(root)
+    shutil.rmtree(root)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path in (root, Path("photos"), Path("../photos"), tmp_path / "link" / "photos"):
+        monkeypatch.chdir(tmp_path / "cache" if ".." in path.parts else tmp_path)
+        assert folder_of(path) == folder_of(root)
+    monkeypatch.chdir(tmp_path)
+    assert clear(Path("photos")) > 0
+    assert not folder_of(root).exists()
+    assert folder_of(Path("a\0b")).parent == cache_folder()  # which no path is
 
 
 def test_images_that_are_mapped_outlive_what_is_cleared(root):

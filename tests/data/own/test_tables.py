@@ -313,6 +313,15 @@ def test_parquet_with_images_as_a_hub_exports_it(data, parquet, column, names):
     assert list_data(path, workspace) == listing
 
 
+def test_only_the_newest_images_of_a_table_are_kept(data, parquet):
+    workspace = data.parent / "workspace"
+    for colours in (["red", "blue"], ["red", "blue", "lime"]):
+        path = parquet(data / "t.parquet", {"image": held(*colours), "label": list(range(len(colours)))})
+        listing = list_data(path, workspace)
+    assert [item for item in workspace.iterdir() if item.is_dir()] == [listing.entries[0].path.parent]
+    assert len(listing.entries) == 3
+
+
 def test_parquet_with_bytes_and_with_missing_images(data, parquet):
     path = parquet(data / "t.parquet", {"image": [png("red"), None, b"GIF8", b"?"], "label": list("abab")})
     listing = list_data(path, data / "w")
@@ -353,6 +362,28 @@ def test_a_folder_of_parquet_files(data, tmp_path, parquet, places):
     assert sorted(str(entry.split) for entry in listing.entries) == ["test"] * 2 + ["train"] * 4
     assert len({entry.name for entry in listing.entries}) == 6
     assert listing.classes == ("cat", "dog")
+
+
+def test_tables_that_are_called_as_no_split_are_left_out(data, tmp_path, parquet):
+    for name in ("train", "TEST", "unsupervised", "extra"):
+        parquet(tmp_path / "hub" / f"{name}-00000.parquet", {"image": held("red", "blue"), "label": [0, 1]})
+    listing = list_data(tmp_path / "hub", tmp_path / "workspace")
+    assert sorted(str(entry.split) for entry in listing.entries) == ["test"] * 2 + ["train"] * 2
+    assert listing.notes == (
+        "Left out, as they are called neither train, val nor test: extra-00000.parquet, "
+        "unsupervised-00000.parquet.",
+    )
+
+
+@pytest.mark.parametrize("names", [["a.parquet", "b.parquet"], ["a.parquet", "train.csv"]])
+def test_tables_of_which_none_is_called_as_a_split_are_unclear(data, parquet, names):
+    for name in names:
+        if name.endswith(".csv"):
+            (data / name).write_text("path,label\na.png,x\n", encoding="utf-8")
+        else:
+            parquet(data / name, {"path": ["a.png"], "label": ["x"]})
+    with pytest.raises(DataError, match=r"has 2 tables .*, so it is unclear which"):
+        list_data(data, data.parent / "w")
 
 
 @pytest.mark.parametrize(

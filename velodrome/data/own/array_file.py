@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from velodrome.data.own.listing import SPLIT_NAMES, shown, some
-from velodrome.data.own.memory import available_bytes
+from velodrome.data.own.memory import own_share_bytes
 from velodrome.errors import DataError, visible
 
 KIND = "Array file"
@@ -21,6 +21,12 @@ KIND = "Array file"
 SPLIT_PAIRS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
 PLAIN_PAIRS = (("images", "labels"), ("x", "y"))
 CHANNELS = (1, 3, 4)
+# So many times the memory of its images does a data set take at most: while the images of splits are taken
+# out of those of the whole, and later while some to validate on are taken out of those to train on, both lie
+# there. A test counts them.
+COPIES = 2
+# What the name, the checksum and the thumbnail of an image take.
+BESIDES_BYTES = 500
 NAMES = (
     "Name the arrays images and labels, or train_images, train_labels, test_images and test_labels, or "
     "x_train, y_train, x_test and y_test."
@@ -187,10 +193,43 @@ def check_together(path: Path, images: Sequence[Stored]) -> None:
             f"{KIND} {shown(path)} has {words}, but all images must be of one size.",
             "Resize them before they are saved, or save them as files in folders.",
         )
-    needed, memory = sum(3 * math.prod(stored.shape[:3]) for stored in images), available_bytes()
-    if needed > memory:
+    pixels_bytes = sum(3 * math.prod(stored.shape[:3]) for stored in images)
+    # What has an alpha channel lies there as it was read, and without.
+    reading_bytes = pixels_bytes + max(stored.size_bytes for stored in images)
+    besides_bytes = BESIDES_BYTES * sum(stored.shape[0] for stored in images)
+    _check_room(
+        path,
+        f"images of {pixels_bytes / 1e9:,.1f} GB",
+        max(COPIES * pixels_bytes, reading_bytes) + besides_bytes,
+        "Save the images as files in folders: these are read piece by piece.",
+    )
+
+
+def check_resized(path: Path, images: int, side: int, held_bytes: int) -> None:
+    """Refuse to bring images that are read to a size in which the memory cannot hold them.
+
+    Args:
+        path: of the file.
+        images: how many.
+        side: the height and width in pixels that they are to have.
+        held_bytes: what they take now, which is given back.
+
+    Raises:
+        DataError: see there.
+    """
+    _check_room(
+        path,
+        f"{images:,} images, which are brought to {side} x {side} pixels",
+        (COPIES * 3 * side**2 + BESIDES_BYTES) * images - held_bytes,
+        "Use a smaller --image-size, or save the images as files in folders: these are read piece by piece.",
+    )
+
+
+def _check_room(path: Path, what: str, needed_bytes: int, remedy: str) -> None:
+    free_bytes = own_share_bytes()
+    if needed_bytes > free_bytes:
         raise DataError(
-            f"{KIND} {shown(path)} holds images of {needed / 1e9:,.1f} GB, more than the "
-            f"{memory / 1e9:,.1f} GB of memory that are free.",
-            "Save the images as files in folders: these are read piece by piece.",
+            f"{KIND} {shown(path)} holds {what}. Reading and splitting them takes {needed_bytes / 1e9:,.1f} "
+            f"GB, more than the {free_bytes / 1e9:,.1f} GB of memory that are free.",
+            remedy,
         )

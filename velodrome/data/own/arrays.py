@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
 from collections import Counter
@@ -36,8 +37,8 @@ from velodrome.data.own.listing import (
 from velodrome.errors import DataError, visible
 
 CLASSES = "classes"
-# Images that are changed at once.
-IMAGES_AT_ONCE = 1024
+# Images that are changed at once; each takes ten times its memory meanwhile.
+IMAGES_AT_ONCE = 64
 
 # A label as it is saved.
 Value = int | str
@@ -51,16 +52,18 @@ class Arrays:
         classes: their names, in the order of the labels.
         images_u8: split -> (N, H, W, 3) uint8, C-contiguous; the only key is None where there are no splits.
         labels: split -> (N,) int64, each in [0, len(classes)).
+        notes: sentences about splits that are taken for others.
     """
 
     classes: tuple[str, ...]
     images_u8: dict[str | None, NDArray[np.uint8]]
     labels: dict[str | None, NDArray[np.int64]]
+    notes: tuple[str, ...] = ()
 
 
 def is_array_file(path: Path) -> bool:
-    """Whether the path is that of an .npz file."""
-    return path.suffix.lower() == ".npz"
+    """Whether there is an .npz file; a folder may be called so too."""
+    return path.suffix.lower() == ".npz" and os.path.isfile(path)  # noqa: PTH113  that of Path may raise
 
 
 def read_arrays(path: Path, known: Sequence[str] | None = None) -> Arrays:
@@ -86,7 +89,7 @@ def read_arrays(path: Path, known: Sequence[str] | None = None) -> Arrays:
         warnings.simplefilter("ignore")  # of old headers
         infos = {info.filename.removesuffix(".npy").lower(): info for info in file.infolist()}
         names = names_of_pairs(path, infos)
-        used = settle_splits(path, names)[0] if known is None else judged_by(names)
+        used, notes = settle_splits(path, names) if known is None else (judged_by(names), [])
         pairs = {
             split: Pair(*(described(path, file, infos[name]) for name in both))
             for split, both in names.items()
@@ -104,6 +107,7 @@ def read_arrays(path: Path, known: Sequence[str] | None = None) -> Arrays:
         classes,
         {used[split]: array for split, array in images_u8.items()},
         {used[split]: array for split, array in labels.items()},
+        tuple(notes),
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from velodrome.config import HUB, DataSection, is_auto
 from velodrome.data.image_files import Failure
 from velodrome.data.imageset import AnyImages, ImageSet, ImagesU8, MappedImages
+from velodrome.data.own.array_file import check_resized
 from velodrome.data.own.arrays import Arrays, is_array_file, read_arrays
 from velodrome.data.own.image_size import choose_side, estimate, sample_sizes
 from velodrome.data.own.layouts import list_data
@@ -36,7 +37,7 @@ FEW = 100
 Say = Callable[[str], None]
 # Images that are done, and all.
 Bar = Callable[[int, int], None]
-# Rows (M,) int64 -> their pixels.
+# Rows (M,) int64 -> their pixels, which may be those of the data set itself, so nobody writes on them.
 Pick = Callable[[NDArray[np.int64]], AnyImages]
 # Rows (M,) int64 that are prepared together, and their side in pixels.
 Part = tuple[NDArray[np.int64], int]
@@ -156,10 +157,9 @@ def list_own(data: DataSection, known: Sequence[str] | None = None) -> Listing:
     """
     if data.data.startswith(HUB):
         # A package of its own, that only those have who need it.
-        from velodrome.integrations.hub import export  # noqa: PLC0415
+        from velodrome.integrations.hub import list_hub  # noqa: PLC0415
 
-        name = data.data.removeprefix(HUB)
-        return list_data(export(name, folder_of(Path(HUB + name))), folder_of(Path(HUB + name)), known)
+        return list_hub(data.data.removeprefix(HUB), folder_of(Path(data.data)) / "unpacked", known)
     path = path_of(data)
     return list_data(path, folder_of(path) / "unpacked", known)
 
@@ -291,35 +291,59 @@ def _announcement(listing: Listing, side: int) -> str:
 
 
 def _from_arrays(arrays: Arrays, data: DataSection) -> Collected:
-    parts = [(split, images, arrays.labels[split]) for split, images in arrays.images_u8.items()]
-    sizes = np.concatenate([np.full((len(labels), 2), images.shape[1:3]) for _, images, labels in parts])
-    side, why = _side(data, lambda: sizes.astype(np.int32))
-    images_u8 = np.concatenate([resized(images, side, data.image_fit) for _, images, _ in parts])
-    labels = np.concatenate([labels for _, _, labels in parts])
-    named = [split for split, _, labels in parts for _ in labels]
+    """The images of a file of arrays, which are taken out of `arrays`, so that no more of them lie there."""
+    parts, path = arrays.images_u8, path_of(data)
+    sizes = np.concatenate([np.full((len(part), 2), part.shape[1:3], np.int32) for part in parts.values()])
+    side, why = _side(data, lambda: sizes)
+    if (sizes[0] != side).any():
+        check_resized(path, len(sizes), side, sum(part.nbytes for part in parts.values()))
+    labels = np.concatenate([arrays.labels[split] for split in parts])
+    named = [split for split, part in parts.items() for _ in part]
     names = [
         f"{split}/{number}" if split else str(number)
-        for split, _, labels in parts
-        for number in range(len(labels))
+        for split, part in parts.items()
+        for number in range(len(part))
     ]
+    images_u8 = [resized(parts.pop(split), side, data.image_fit) for split in list(parts)]
+    digests, thumbnails = zip(*map(facts_of, images_u8), strict=True)
     return Collected(
-        path_of(data).name,
+        path.name,
         arrays.classes,
         labels,
         names,
         _assign(named, labels, names, data),
         any(named),
-        Facts(np.ones(len(labels), np.bool_), sizes.astype(np.int32), *facts_of(images_u8)),
+        Facts(np.ones(len(labels), np.bool_), sizes, np.concatenate(digests), np.concatenate(thumbnails)),
         (),
-        (),
+        arrays.notes,
         side,
         why,
-        lambda rows: images_u8[rows],
+        _pick_from(images_u8),
     )
+
+
+def _pick_from(parts: Sequence[ImagesU8]) -> Pick:
+    """Picks from the arrays of a file, whose rows go on from one to the next; each split lies in one of them.
+
+    Args:
+        parts: each (N, side, side, 3) uint8.
+    """
+    begins = np.cumsum([0, *(len(part) for part in parts)])
+
+    def pick(rows: NDArray[np.int64]) -> ImagesU8:
+        number = np.searchsorted(begins, rows[0], side="right") - 1 if len(rows) else 0
+        part, own = parts[number], rows - begins[number]
+        # All of them are not copied, as they may take most of the memory.
+        return part if np.array_equal(own, np.arange(len(part))) else part[own]
+
+    return pick
 
 
 def resized(images_u8: ImagesU8, side: int, fit: str) -> ImagesU8:
     """Images brought to a side, as those in files are: (N, H, W, 3) uint8 -> (N, side, side, 3) uint8."""
     if images_u8.shape[1:3] == (side, side):
         return images_u8
-    return np.stack([np.asarray(fit_image(Image.fromarray(image), (side, side), fit)) for image in images_u8])
+    fitted = np.empty((len(images_u8), side, side, 3), np.uint8)
+    for place, image in zip(fitted, images_u8, strict=True):
+        place[:] = np.asarray(fit_image(Image.fromarray(image), (side, side), fit))
+    return fitted

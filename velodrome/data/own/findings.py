@@ -51,6 +51,10 @@ class Findings:
         """What does not stop training, but spoils what comes of it; a line each."""
         return [_line(finding) for finding in self.found if finding.level == "warning"]
 
+    def assumptions(self) -> list[str]:
+        """What is taken for what, held out and ignored; a line each."""
+        return [_line(finding) for finding in self.found if finding.rule == "listing"]
+
     def lines(self) -> list[str]:
         """All findings, a line each: the level, what is the matter, what to do, and some examples."""
         return [f"{finding.level}: {_line(finding)}" for finding in self.found]

@@ -6,30 +6,33 @@ either. Nothing is read here but names and tables.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from velodrome.config import NAMED_DATA
 from velodrome.data.image_files import image_suffixes, reason
 from velodrome.data.own.archives import is_archive, unpack
-from velodrome.data.own.csv_files import has_image_columns
+from velodrome.data.own.csv_files import has_image_columns, read_csv
 from velodrome.data.own.folders import Gathered, Tree, check_all_have_classes, gather, held_out, read_tree
 from velodrome.data.own.listing import (
-    SPLIT_NAMES,
     TABLE_SUFFIXES,
+    Found,
     Listing,
+    class_name,
     counted,
     kinds_of_files,
     make_listing,
     shown,
     some,
 )
-from velodrome.data.own.tables import Table, list_tables
+from velodrome.data.own.parquet_files import ParquetRow, has_paths, read_parquet
+from velodrome.data.own.tables import Table, list_tables, note_of_other_splits, split_called
 from velodrome.data.own.unpacking import left_out_of
-from velodrome.errors import DataError, nearest
+from velodrome.errors import DataError, nearest, visible
 
 KINDS = (
     "a folder with a folder of images for each class, a table (.csv, .tsv, .parquet), an archive of either "
@@ -49,7 +52,7 @@ def list_data(path: Path, workspace: Path, known: Sequence[str] | None = None) -
 
     A folder holds a folder for each class, or such folders in `train`, `val` and `test`, or a table beside
     its images, or Parquet files that are called as splits are. A table has the columns path and label, and
-    perhaps split. An archive holds one of these.
+    perhaps split. An archive holds one of these. A table beside class folders must not contradict them.
 
     Args:
         path: of a folder, a table (.csv, .tsv, .parquet) or an archive (.zip, .tar, .tar.gz, ...).
@@ -131,30 +134,37 @@ def _list_folder(
     tree = read_tree(folder, named) if known is None else held_out(read_tree(folder, named, known))
     gathered = gather(folder, tree)
     are_sorted = bool(gathered.found) and not any(part.images for part in tree.splits.values())
-    tables = [] if are_sorted else _tables_of_images(named, tree)
+    tables, others = ([], []) if are_sorted else _tables_of_images(named, tree)
     if tables:
-        return list_tables(named, tables, folder, workspace, known, only_inside=only_inside)
+        listing = list_tables(named, tables, folder, workspace, known, only_inside=only_inside)
+        return replace(listing, notes=(*listing.notes, *note_of_other_splits(others)))
     if not gathered.found:
         raise _without_images(named, tree, gathered)
     check_all_have_classes(folder, named, tree)
+    _check_tables_agree(folder, named, tree, gathered.found, workspace)
     notes = _notes(folder, tree, gathered)
     return make_listing(named, gathered.found, gathered.beside.failures, notes, known)
 
 
-def _tables_of_images(named: Path, tree: Tree) -> list[Table]:
+def _tables_of_images(named: Path, tree: Tree) -> tuple[list[Table], list[str]]:
     """The tables that say which images there are: the only one, or those that are called as splits are.
+
+    Beside those, a hub exports other parts of a data set: their tables in Parquet, by name, come second.
 
     Raises:
         DataError: there are several, and it is unclear which of them to read.
     """
     fitting = {
-        path: _split_of(path) or split
+        path: split_called(path.stem) or split
         for place, split in tree.places
         for path in place.tables
         if path.suffix.lower() == ".parquet" or has_image_columns(path)
     }
     if len(fitting) < 2:
-        return [Table(path, None) for path in fitting]
+        return [Table(path, None) for path in fitting], []
+    exported = {path: split for path, split in fitting.items() if path.suffix.lower() == ".parquet"}
+    others = [path for path, split in exported.items() if split is None and any(exported.values())]
+    fitting = {path: split for path, split in fitting.items() if path not in others}
     if None in fitting.values():
         names = [path.name for path in fitting]
         raise DataError(
@@ -162,15 +172,59 @@ def _tables_of_images(named: Path, tree: Tree) -> list[Table]:
             "of them says what the images are.",
             "Give the path of the right one, or name them as splits are: train, val and test.",
         )
-    return [Table(path, split) for path, split in fitting.items()]
+    return [Table(path, split) for path, split in fitting.items()], [path.name for path in others]
 
 
-def _split_of(table: Path) -> str | None:
-    """The split that the name of a table begins with, such as train-00000-of-00002.parquet."""
-    word = table.stem.lower()
-    for end in "-_.":
-        word = word.split(end)[0]
-    return SPLIT_NAMES.get(word)
+def _check_tables_agree(
+    folder: Path, named: Path, tree: Tree, found: Sequence[Found], workspace: Path
+) -> None:
+    """Refuse a table that puts images into other classes than the folders that they lie in.
+
+    Raises:
+        DataError: there is one, or one whose rows cannot be read.
+    """
+    for table in (table for place, _ in tree.places for table in place.tables):
+        rows = list(_rows_with_paths(table, workspace))
+        images = {os.path.normpath(image.path): image for image in found} if rows else {}
+        pairs = [(images[path], label) for path, label in rows if path in images]
+        at_odds = [(image, label) for image, label in pairs if not _is_one_class(image.label, label)]
+        if at_odds:
+            image, label = at_odds[0]
+            name = shown(table.relative_to(folder))
+            give = (
+                f"Give --data {shown(table)}" if folder == named else f"Unpack it and give {name} as --data"
+            )
+            raise DataError(
+                f"Data {shown(named)} has class folders and the table {name}, which contradict each other: "
+                f"{visible(image.name)} lies in the folder {visible(image.label)}, but the table calls it "
+                f"{visible(label)}. So it is with {len(at_odds):,} of {counted(len(pairs), 'image')}, and "
+                "it is unclear which of them says the classes.",
+                f"{give} to go by the table. Take the table away to go by the folders; if it is meant to "
+                "correct these, keep it elsewhere and give it as --labels.",
+            )
+
+
+def _rows_with_paths(table: Path, workspace: Path) -> Iterator[tuple[str, str]]:
+    """The files that a table names, and their labels; none where it is a table of something else.
+
+    Raises:
+        DataError: a row cannot be read.
+    """
+    is_parquet = table.suffix.lower() == ".parquet"
+    if not (has_paths(table) if is_parquet else has_image_columns(table)):
+        return
+    try:
+        rows = read_parquet(table, workspace) if is_parquet else read_csv(table)
+    except DataError as error:
+        remedy = f"{error.remedy} Or take the table away: the folders say the classes too."
+        raise DataError(error.problem, remedy) from error
+    for row in rows:
+        written = (row.written if isinstance(row, ParquetRow) else row.path) or ""
+        yield os.path.normpath(table.parent / written.strip().replace("\\", "/")), row.label
+
+
+def _is_one_class(one: str, other: str) -> bool:
+    return class_name(one).strip().lower() == class_name(other).strip().lower()
 
 
 def _without_images(named: Path, tree: Tree, gathered: Gathered) -> DataError:
@@ -198,7 +252,7 @@ def _notes(folder: Path, tree: Tree, gathered: Gathered) -> list[str]:
     names = {
         "Left out, as they lie beside the splits": tree.left_out,
         "Without an image, and so no classes": gathered.empty,
-        "Tables are not read where there are class folders": [
+        "Tables are ignored where there are class folders": [
             path for place, _ in tree.places for path in place.tables
         ],
     }

@@ -21,8 +21,12 @@ SPLIT_NAMES = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
+    # As the package datasets takes them.
+    "eval": "test",
+    "evaluation": "test",
 }
 # What systems and programs leave in folders, in lower case. Hidden names begin with a dot.
 SYSTEM_NAMES = frozenset(
@@ -80,7 +84,7 @@ class Listing:
     """The images of a data set of files.
 
     Attributes:
-        root: the absolute path that the user named: of a folder, an archive or a table.
+        root: the absolute path that the user named: of a folder, an archive or a table; or hf:NAME.
         classes: their names, in the order of the labels.
         entries: the images; either all of them have a split or none has.
         failures: files or folders that are missing or may not be looked into.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from velodrome.config import DataSection
 from velodrome.data.image_files import Failure
-from velodrome.data.imageset import ImageSet, Splits
+from velodrome.data.imageset import AnyImages, ImageSet, MappedImages, Splits
 from velodrome.data.own.collecting import (
     Bar,
     Collected,
@@ -29,8 +29,9 @@ from velodrome.data.own.collecting import (
 from velodrome.data.own.findings import Findings, examine
 from velodrome.data.own.labels import corrected, read_corrections
 from velodrome.data.own.listing import counted, shown
+from velodrome.data.own.near_duplicates import exact_groups
 from velodrome.data.own.prepared import cache_folder
-from velodrome.data.own.splitting import SPLITS
+from velodrome.data.own.splitting import SPLITS, Texts, without_copies
 from velodrome.errors import DataError, visible
 
 
@@ -73,7 +74,7 @@ def read_own(data: DataSection, *, enlarged: bool = False, say: Say, bar: Bar | 
         DataError: there is no data set there, it cannot be prepared, or the corrections are not of it. Files
             that cannot be read are among the findings.
     """
-    collected = collect(data, enlarged=enlarged, say=say, bar=bar)
+    collected = _without_copies(collect(data, enlarged=enlarged, say=say, bar=bar))
     if data.labels:
         before = collected.labels
         collected = replace(collected, labels=_corrected(collected, data.labels))
@@ -161,6 +162,51 @@ def left_to_prepare(data: DataSection, *, enlarged: bool) -> str | None:
 def tell_corrected(changed: int, source: Path) -> str:
     """How many labels are others than before, in a sentence."""
     return f"{counted(changed, 'label')} corrected, as {shown(source)} says."
+
+
+def _without_copies(collected: Collected) -> Collected:
+    """The images with a note of how many are held out to test on; copies of what is trained on are not.
+
+    Where the data set itself says what is tested on, nothing is changed.
+    """
+    if collected.splits_given:
+        return collected
+    facts = collected.facts
+    same = exact_groups(facts.digests, facts.readable)
+    splits = without_copies(collected.splits, collected.labels, same)
+    moved = int((splits != collected.splits).sum())
+    held_out = int((facts.readable & (splits == "test")).sum())
+    notes = [
+        f"Of {counted(int(facts.readable.sum()), 'image')}, {held_out:,} are held out to test on, by their "
+        "names and --split-seed."
+    ]
+    if moved:
+        notes.append(
+            f"Not held out but trained on, as the same image is trained on: {counted(moved, 'image')}."
+        )
+    return replace(
+        collected,
+        splits=splits,
+        notes=(*collected.notes, *notes),
+        pick=_by_split(collected, splits) if moved else collected.pick,
+    )
+
+
+def _by_split(collected: Collected, splits: Texts) -> Pick:
+    """How the images are picked where some are trained on that `collected` still has among the others.
+
+    It takes the first image that is asked for as a sign of whether to give those to train on, which may be
+    larger; so one goes before them that was always among these.
+    """
+    first = np.flatnonzero(collected.splits == "train")[:1]
+
+    def pick(rows: NDArray[np.int64]) -> AnyImages:
+        if not len(rows) or splits[rows[0]] != "train":
+            return collected.pick(rows)
+        images = collected.pick(np.concatenate([first, rows]))
+        return images.take(np.arange(1, len(images))) if isinstance(images, MappedImages) else images[1:]
+
+    return pick
 
 
 def _corrected(images: Collected | Outline, source: Path) -> NDArray[np.int64]:

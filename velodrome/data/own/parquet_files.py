@@ -98,6 +98,15 @@ def read_parquet(path: Path, workspace: Path) -> list[ParquetRow]:
     ]
 
 
+def has_paths(path: Path) -> bool:
+    """Whether a table names images by their paths; where it holds them, or cannot be read, it does not."""
+    try:
+        with damage_named(path, KIND), _pyarrow(path).ParquetFile(path) as file:
+            return _find_columns(path, file.schema_arrow).path is not None
+    except DataError:
+        return False
+
+
 def _pyarrow(path: Path) -> Any:
     try:
         return importlib.import_module("pyarrow.parquet")

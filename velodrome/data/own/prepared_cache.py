@@ -14,6 +14,7 @@ from pathlib import Path
 import pooch  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
+from velodrome.config import HUB
 from velodrome.errors import DataError
 
 OTHER_FOLDER = "Set the environment variable XDG_CACHE_HOME to a folder that you may write to."
@@ -32,7 +33,7 @@ def folder_of(root: Path) -> Path:
     """Where everything that is prepared of one data set lies.
 
     Args:
-        root: of the data set; another path to the same place has the same folder.
+        root: of the data set, or hf:NAME; another path to the same place has the same folder.
     """
     place = resolved(root)
     name = "".join(char if char.isascii() and char.isalnum() else "_" for char in place.name)[:40]
@@ -64,8 +65,13 @@ def clear_all() -> int:
 
 
 def resolved(root: Path) -> Path:
-    """One path for a place, however it was written; what is no place keeps its name."""
-    return root.resolve() if os.path.exists(root) else root  # noqa: PTH110  that of Path may raise
+    """One path for a place, however it was written, even where it is gone; what a hub has keeps its name."""
+    if str(root).startswith(HUB):
+        return root
+    place = root.absolute()
+    folders = (place, *place.parents)
+    there = next((folder for folder in folders if os.path.exists(folder)), place)  # noqa: PTH110  Path's may raise
+    return there.resolve() / place.relative_to(there)
 
 
 @contextmanager

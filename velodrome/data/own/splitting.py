@@ -8,6 +8,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from velodrome.data.own.near_duplicates import Indices
+
 SPLITS = ("train", "val", "test")
 Texts = NDArray[np.str_]
 
@@ -45,3 +47,68 @@ def assign_splits(
         held_out = min(max(1, round(test_fraction * len(members))), len(members) - 1)
         splits[members[np.argsort(lots[members], kind="stable")[:held_out]]] = "test"
     return splits
+
+
+def without_copies(splits: Texts, labels: NDArray[np.int64], same: Sequence[Indices]) -> Texts:
+    """The splits, but what is tested on and is the same as a training image is trained on too.
+
+    A class that would have no other image to test on keeps its own.
+
+    Args:
+        splits: (N,) of "train" and "test".
+        labels: (N,) int64.
+        same: groups of the same images.
+    """
+    is_copy = np.zeros(len(splits), np.bool_)
+    for group in same:
+        if (splits[group] == "train").any():
+            is_copy[group] = splits[group] == "test"
+    others = labels[(splits == "test") & ~is_copy]
+    return np.where(is_copy & np.isin(labels, others), "train", splits)
+
+
+def held_out_whole(
+    labels: NDArray[np.int64], same: Sequence[Indices], fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Hold a share of each class out by lot, and of images that are the same all or none.
+
+    Such a group has the lot of its first image. One for which there is no more room is passed over, but a
+    class of groups alone has the smallest of them held out.
+
+    Args:
+        labels: (N,) int64.
+        same: groups of the same images.
+        fraction: of each class.
+        rng: draws the lots.
+
+    Returns:
+        (N,), whether each is held out.
+    """
+    group_of = np.arange(len(labels))
+    for group in same:
+        group_of[group] = group[0]
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        members: Indices = rng.permutation(np.flatnonzero(labels == label))
+        held[_first_groups(members, group_of, round(fraction * len(members)))] = True
+    for group in same:  # of several classes
+        held[group] = held[group].all()
+    return held
+
+
+def _first_groups(members: Indices, group_of: Indices, count: int) -> Indices:
+    """At most `count` of the images of a class, which are in the order of their lots, in whole groups."""
+    groups: dict[int, list[int]] = {}
+    for member in members.tolist():
+        groups.setdefault(int(group_of[member]), []).append(member)
+    if len(groups) == len(members):
+        return members[:count]
+    lot = {member: number for number, member in enumerate(members.tolist())}
+    ordered = sorted(groups.values(), key=lambda group: lot[min(group)])
+    chosen: list[int] = []
+    for group in ordered:
+        if len(chosen) + len(group) <= count:
+            chosen += group
+    if count and not chosen and len(ordered) > 1:
+        chosen = min(ordered, key=len)
+    return np.array(chosen, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def list_tables(
     """The images that tables name, in their order.
 
     Args:
-        root: the path that the user named, of a table, a folder or an archive.
+        root: the path that the user named, of a table, a folder or an archive; or hf:NAME.
         tables: at least one. Paths in a table are relative to its folder, or absolute.
         base: a folder; images below it are named relative to it.
         workspace: images that a table holds are unpacked below this folder.
@@ -118,6 +119,16 @@ def _split(table: Path, place: str, written: str, of_table: str | None) -> str |
             did_you_mean(written.lower(), ["train", "val", "test"]),
         )
     return split
+
+
+def split_called(name: str) -> str | None:
+    """The split that a name begins with, such as train-00000-of-00002 or dev_more; None where with none."""
+    return SPLIT_NAMES.get(re.split(r"[-_.]", name.lower(), maxsplit=1)[0])
+
+
+def note_of_other_splits(names: Sequence[str]) -> list[str]:
+    """A sentence about what is beside the splits; none where nothing is."""
+    return [f"Left out, as they are called neither train, val nor test: {some(names)}."] if names else []
 
 
 # Paths.

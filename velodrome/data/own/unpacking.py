@@ -1,4 +1,8 @@
-"""Files that are unpacked into a folder of the cache once, whole or not at all, and used from there."""
+"""Copies of data in the cache: unpacked once, whole or not at all, used from there, and only the newest kept.
+
+Each copy is a folder, called by what it is a copy of and by the state that this had. A process that uses one
+holds a lock beside it until it ends, so that no other process removes it meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from velodrome.data.image_files import reason
 from velodrome.data.own.listing import shown
@@ -28,6 +34,39 @@ HARMLESS_BYTES = 2**28
 MOST_BYTES = 2**40
 
 
+# The copies that this process uses, each with the lock that tells other processes so; it goes when we do.
+_used_here: dict[Path, FileLock] = {}
+
+
+class Version(NamedTuple):
+    """What a folder is a copy of; together its name.
+
+    Attributes:
+        source: the same for all states of one source.
+        state: of the source when it was copied.
+    """
+
+    source: str
+    state: str
+
+    @classmethod
+    def of(cls, name: str, source: str, state: str) -> Version:
+        """A version with a short name.
+
+        Args:
+            name: for people; shortened.
+            source: what no other source has, such as its path.
+            state: what changes whenever another copy is needed.
+        """
+        readable = re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40]
+        return cls(f"{readable}-{_digest(source)}", _digest(f"{FORMAT}\n{state}"))
+
+    @property
+    def folder_name(self) -> str:
+        """Of the copy."""
+        return f"{self.source}-{self.state}"
+
+
 def unpacked_before(source: Path, workspace: Path) -> Path | None:
     """What was unpacked of the file as it is now; None where nothing was, or it is not all there any more.
 
@@ -35,14 +74,11 @@ def unpacked_before(source: Path, workspace: Path) -> Path | None:
         DataError: the file is not there.
     """
     with _errors_named(source, workspace):
-        return _complete(workspace / _name_for(source))
+        return copied_before(_version_of(source), workspace)
 
 
 def unpack_now(source: Path, workspace: Path, write: Callable[[Path], dict[str, int]]) -> Path:
     """Make the folder below `workspace` that holds what `source` is unpacked to, or wait for who makes it.
-
-    It is made under a temporary name and renamed when complete, so a kill leaves nothing half-written under
-    the final name; what killed processes left is removed.
 
     Args:
         source: the file to unpack.
@@ -53,15 +89,44 @@ def unpack_now(source: Path, workspace: Path, write: Callable[[Path], dict[str, 
         DataError: the workspace cannot be written. What `write` raises is passed on.
     """
     with _errors_named(source, workspace):
-        goal = workspace / _name_for(source)
-        workspace.mkdir(parents=True, exist_ok=True)
-        # It belongs to the process, not to the file, so that a killed one does not lock out the next.
-        with FileLock(workspace / f".{goal.name}.lock"):
-            return _complete(goal) or _make(goal, write)
+        return copy_now(_version_of(source), workspace, write)
+
+
+def copied_before(version: Version, workspace: Path) -> Path | None:
+    """The copy of this version; None where there is none, or it is not all there any more."""
+    folder = workspace / version.folder_name
+    if not folder.is_dir():
+        return None
+    # Where no lock can be made, nothing can be removed either.
+    with contextlib.suppress(OSError, NotImplementedError), _locked(version, workspace):
+        _use(folder, version)
+    return _complete(folder)
+
+
+def copy_now(version: Version, workspace: Path, write: Callable[[Path], dict[str, int]]) -> Path:
+    """Make the copy of this version, or wait for who makes it; remove older ones that nobody uses.
+
+    It is made under a temporary name and renamed when complete, so a kill leaves nothing half-written under
+    the final name; what killed processes left is removed.
+
+    Args:
+        version: of what is copied.
+        workspace: made when missing.
+        write: as for `unpack_now`, or whatever else it leaves out, by kind.
+
+    Raises:
+        OSError: the workspace cannot be written. What `write` raises is passed on.
+    """
+    folder = workspace / version.folder_name
+    workspace.mkdir(parents=True, exist_ok=True)
+    with _locked(version, workspace):
+        made = _complete(folder) or _make(folder, version, write)
+        _use(made, version)
+        return made
 
 
 def left_out_of(folder: Path) -> dict[str, int]:
-    """How many files were not unpacked into this folder, by suffix."""
+    """How much was left out when this folder was made, by kind: files by their suffix."""
     left_out: dict[str, int] = json.loads((folder / RECORD).read_bytes())["left_out"]
     return left_out
 
@@ -113,9 +178,14 @@ def _errors_named(source: Path, workspace: Path) -> Iterator[None]:
         ) from error
 
 
-def _make(goal: Path, write: Callable[[Path], dict[str, int]]) -> Path:
-    """Make the folder; the caller holds its lock, so that all temporary ones are of killed processes."""
-    for leftover in goal.parent.glob(f".{goal.name}.*.tmp"):
+def _locked(version: Version, workspace: Path) -> FileLock:
+    """For all versions of a source. It belongs to the process: a killed one does not lock out the next."""
+    return FileLock(workspace / f".{version.source}.lock")
+
+
+def _make(goal: Path, version: Version, write: Callable[[Path], dict[str, int]]) -> Path:
+    """Make the folder; the caller holds the lock, so that all temporary ones are of killed processes."""
+    for leftover in goal.parent.glob(f".{version.source}-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".tmp", dir=goal.parent))
     try:
@@ -130,6 +200,42 @@ def _make(goal: Path, write: Callable[[Path], dict[str, int]]) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return goal
+
+
+def _use(folder: Path, version: Version) -> None:
+    """Keep other processes from removing a copy, and remove what they do not use of older ones.
+
+    The caller holds the lock of the source, so that nobody takes up an older copy while it is removed.
+    """
+    lock = _used_here.get(folder)
+    if lock is None or not Path(lock.lock_file).exists():  # it is removed with the cache
+        # Of any thread, as another one may let it go.
+        lock = FileLock(_beside(folder, uuid.uuid4().hex[:8]), thread_local=False)
+        lock.acquire(blocking=False)
+        _used_here[folder] = lock
+    for older in folder.parent.glob(f"{version.source}-*"):
+        if older != folder and not _is_used_elsewhere(older):
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def _is_used_elsewhere(folder: Path) -> bool:
+    """Whether another process uses a copy; this one does not any more."""
+    if ours := _used_here.pop(folder, None):
+        ours.release()
+    for path in folder.parent.glob(_beside(folder, "*").name):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        path.unlink(missing_ok=True)  # of a process that has ended
+        lock.release()
+    return False
+
+
+def _beside(folder: Path, user: str) -> Path:
+    """The lock by which a process says that it uses a folder."""
+    return folder.with_name(f".{folder.name}.{user}.lock")
 
 
 def _complete(folder: Path) -> Path | None:
@@ -160,13 +266,14 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
                     yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
-def _name_for(source: Path) -> str:
-    """A folder name that is the same while the file's path, size and time of change are."""
+def _version_of(source: Path) -> Version:
+    """The same while the file's path, size and time of change are."""
     status, path = source.stat(), source.resolve()
-    key = f"{FORMAT}\n{path}\n{status.st_size}\n{status.st_mtime_ns}"
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9-]+", "_", path.name.split(".")[0])[:40]
-    return f"{readable}-{digest}"
+    return Version.of(path.name.split(".")[0], str(path), f"{status.st_size}\n{status.st_mtime_ns}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _nearest_existing(path: Path) -> Path:
