@@ -241,8 +241,8 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure in turn, fit, compare, compute, print, append."""
+def arguments_of(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="A model of the time of a step; see the docstring.")
     parser.add_argument("--data", default="cifar10", help="data set; shapes needs no folder")
     parser.add_argument("--data-root", help="folder that holds cifar-10-batches-py")
@@ -262,7 +262,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, help="Markdown file to which the tables are appended")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(words)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure in turn, fit, compare, compute, print, append."""
+    options = arguments_of(arguments)
     if options.measure:
         be_pinned([int(core) for core in options.measure.split(",")])
         print(json.dumps(measure(options)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,12 +69,31 @@ def test_the_most_gpus_are_those_above_which_efficiency_falls_below_four_fifths(
         assert scaling.efficiency(scaling.V100, link, above[-1], batch, scaling.RESNET9_BYTES) < 0.8
 
 
-def test_the_script_measures_fits_and_compares(tmp_path):
-    output = tmp_path / "scaling.md"
-    words = "--data shapes --width 2 --images 2,4 --kilobytes 4,64 --steps 1 --first-steps 1 --rounds 1"
-    line = [sys.executable, str(SCRIPTS / "scaling.py"), *words.split(), "--output", str(output)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+def test_steps_and_all_reduces_are_measured():
+    words = ["--data", "shapes", "--width", "2", "--images", "2,4", "--steps", "1", "--first-steps", "1"]
+    options = scaling.arguments_of(words)
+    found = scaling.measure(options)
+    assert [seconds > 0 for seconds in found["step_s"]] == [True, True]
+    assert found["reduce_s"] == []  # of a process that is alone
+    assert found["bytes"][-1] > found["bytes"][0] > 0
+
+
+def test_the_table_compares_what_was_computed_with_what_was_measured(monkeypatch, tmp_path):
+    sizes, output = [4e6, 2.6e7], tmp_path / "scaling.md"
+
+    def made_up(words, cores, *, talk):
+        alone = [ANY.seconds(images) for images in (8, 64)]
+        together = [alone_s + LINK.all_reduce_s(2, sizes[-1]) for alone_s in alone]
+        reduced = [LINK.all_reduce_s(2, size) for size in sizes]
+        one = {"step_s": together if talk else alone, "bytes": sizes, "reduce_s": reduced if talk else []}
+        return [one, one]
+
+    monkeypatch.setattr(scaling, "measured", made_up)
+    words = ["--data", "shapes", "--images", "8,64", "--rounds", "2", "--output", str(output)]
+    assert scaling.main(words) == 0
     text = output.read_text()
-    assert "Measured: two ranks" in text
+    assert (
+        "a step takes 4.0 ms and 0.10 ms an image; a message takes 20 us, and gloo carries 5.00 GB/s" in text
+    )
+    assert "The largest error is 0.0%." in text
     assert text.count("Computed, not measured") == 3

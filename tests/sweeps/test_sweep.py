@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import signal
 import subprocess
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -286,12 +288,15 @@ def test_only_the_best_keeps_its_checkpoints(training: type[FakeRun], tmp_path: 
     assert len(list(found.path.glob("trial-*/checkpoints"))) == 3
 
 
-def test_with_a_timeout_alone_it_goes_on_until_then(training: type[FakeRun], tmp_path: Path) -> None:
-    began_s = time.monotonic()
+def test_with_a_timeout_alone_it_goes_on_until_then(
+    training: type[FakeRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count(step=0.4)  # seconds from one look at the clock to the next
+    clock = types.SimpleNamespace(monotonic=lambda: next(looks), sleep=time.sleep)
+    monkeypatch.setattr(worker, "time", clock)
     found = vd.sweep(tiny(tmp_path), search=SPACE, timeout="1s", sampler="random", progress=False)
-    assert len(found.rows) >= 2
-    assert time.monotonic() - began_s < 20
-    assert found.importance == {} or len(found.rows) >= 10
+    assert len(found.rows) == 2
+    assert found.importance == {}
 
 
 def test_what_others_are_given_up_for_is_not_used(
