@@ -38,9 +38,8 @@ from velodrome.training.loop import NO_SCORES, fit
 RANKS = 2
 
 
-def config_of(options: argparse.Namespace) -> Config:
-    """The network and the images that are trained on."""
-    batch_size = options.batch_size // (RANKS if options.half else 1)
+def config_of(options: argparse.Namespace, batch_size: int) -> Config:
+    """The network, and as many images as the steps need."""
     return resnet9(
         data=options.data,
         data_root=options.data_root,
@@ -57,7 +56,8 @@ def config_of(options: argparse.Namespace) -> Config:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds a step, and those that gradients take on their way."""
     with join(lambda: torch.device("cpu")) as world:
-        step_s, values = seconds_of_step(config_of(options), world, options.first_steps, options.steps)
+        config = config_of(options, options.batch_size // (RANKS if options.half else 1))
+        step_s, values = seconds_of_step(config, world, options.first_steps, options.steps)
         return {
             "step_s": step_s,
             "reduce_s": seconds_of_reduction(values, world),
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     lines = heading(
         "gloo ranks against threads",
-        machine_rows(resolve(config_of(options)), load),
+        machine_rows(resolve(config_of(options, options.batch_size)), load),
         command_line(arguments),
         setting,
         load,

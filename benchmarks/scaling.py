@@ -33,12 +33,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from dated_tables import command_line, heading, machine_rows, print_and_append, spread, table
-from ranks import be_pinned, measured, seconds_of_reduction, seconds_of_step
+from ranks import be_pinned, config_of, measured, seconds_of_reduction, seconds_of_step
 
-from velodrome.config import Config
 from velodrome.distributed import join
 from velodrome.job import resolve
-from velodrome.recipes import resnet9
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_A_MACHINE = 8
@@ -109,21 +107,6 @@ def fit_link(n_bytes: Sequence[float], seconds: Sequence[float]) -> Link:
     """The link between two ranks whose all-reduces took so long."""
     fixed_s, byte_s = fit_line(n_bytes, seconds)
     return Link(max(fixed_s, 0.0) / 2, 1 / byte_s)
-
-
-def config_of(options: argparse.Namespace, batch_size: int) -> Config:
-    """The network, and as many images as the steps need."""
-    return resnet9(
-        data=options.data,
-        data_root=options.data_root,
-        width=options.width,
-        batch_size=batch_size,
-        limit_train=batch_size * (options.steps + options.first_steps),
-        epochs=1,
-        lr=0.01,
-        device="cpu",
-        precision=options.precision,
-    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
