@@ -9,7 +9,7 @@ import pytest
 
 import velodrome as vd
 from velodrome import budget
-from velodrome.budget import Pace, fit_to_budget, measure_pace, steps_within
+from velodrome.budget import Pace, fit_to_budget, measure_pace, steps_within, without_short_tail
 from velodrome.data.loader import Epoch
 from velodrome.errors import ConfigError
 from velodrome.job import Job, prepare
@@ -130,3 +130,10 @@ def test_a_run_takes_about_the_time_it_was_given(tmp_path: Path) -> None:
     assert settled.steps is not None
     assert run.result["epochs"] == settled.epochs
     assert len(run.history) == settled.epochs
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_epoch", "left"), [(169, 28, 168), (173, 28, 173), (168, 28, 168), (20, 28, 20), (1, 1, 1)]
+)
+def test_a_last_epoch_of_hardly_any_steps_is_left_out(steps: int, per_epoch: int, left: int) -> None:
+    assert without_short_tail(steps, per_epoch) == left

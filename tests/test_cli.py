@@ -171,6 +171,18 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert findings["data_root"] == str(tmp_path)
 
 
+def test_dry_run_with_a_time_budget_promises_no_other_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--data", "shapes", "--dry-run", "--json", "--lr", "0.1", "--time-budget", "90s"]
+    assert main(words) == EXIT_DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["steps"] == "as many as fit into 90s"
+    assert (plan["training_s"], plan["training_time"]) == (90.0, "90s, with the results and the page")
+    assert "at its peak" in plan["schedule"]
+
+
 def test_dry_run_says_what_would_happen_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

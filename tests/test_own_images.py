@@ -248,7 +248,8 @@ def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path, capsys: pytest.C
     (run / "result.json").unlink()
     table.write_text("path,label\nshapes/train/00000.png,ring\n", encoding="utf-8")
     assert main(["resume", str(run), "--quiet"]) == 2
-    assert "it was trained on other images or labels than shapes" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"Run {run} was trained on other images or labels than shapes holds now. Bring them" in message
     table.write_text("path,label\nshapes/train/00000.png,star\n", encoding="utf-8")
     assert main(["resume", str(run), "--quiet"]) == 0
 
@@ -268,7 +269,7 @@ def test_a_run_goes_on_with_images_that_have_moved(
     assert f"If it has moved: velodrome resume {run} --data PATH" in capsys.readouterr().err
     others = textures(tmp_path / "others", per_class=10)
     assert main(["resume", str(run), "--quiet", "--data", str(others)]) == 2
-    assert "it was trained on other images" in capsys.readouterr().err
+    assert f"Run {run} was trained on other images" in capsys.readouterr().err
     assert main(["resume", str(run), "--quiet", "--data", str(tmp_path / "moved")]) == 0
     assert (run / "model.safetensors").read_bytes() == before
     assert main(["evaluate", str(run), "--quiet"]) == 0  # the run knows where they are now

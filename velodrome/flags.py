@@ -32,6 +32,9 @@ NOT_FOR_LR_FIND = (
     "checkpoint_every",
 )
 
+# What a value is called in the help, where its type does not say.
+METAVARS = {"init": "RUN", "labels": "FILE", "time_budget": "TIME"}
+
 
 def parse(words: Sequence[str]) -> argparse.Namespace | None:
     """The arguments of a command, or None where only help was asked for.
@@ -361,7 +364,7 @@ def _add_flags(group: Any, settings: Iterable[Setting], prefix: str) -> None:
             group.add_argument(
                 item.flag,
                 dest=prefix + item.key,
-                metavar=_metavar(item.kind),
+                metavar=METAVARS.get(item.key) or _metavar(item.kind),
                 default=argparse.SUPPRESS,
                 help=words,
             )

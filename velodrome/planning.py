@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from velodrome.config import Config, ModelSection, usual_lr
+from velodrome.config import Config, ModelSection, seconds_of, usual_lr
 from velodrome.data.cifar import cifar_is_present
 from velodrome.data.imageset import Splits
 from velodrome.data.sources import blank_splits, fetch_first, resolve_data_root
@@ -45,6 +45,9 @@ def plan(config: Config) -> dict[str, object]:
     speed = images_per_s(job.state.model, (3, side, side), precision=job.config.run.precision)
     # Smaller images, where there are some, count by the work that they make.
     training_s = 1e15 * train_pflop(job) / (6 * totals.macs) / speed
+    budget = settings.time_budget
+    if budget:  # with as many steps as fit into it, results and page included
+        training_s = seconds_of(budget)
     memory = memory_gib(
         params=totals.params,
         activation_mb=totals.activations_mb,
@@ -52,19 +55,21 @@ def plan(config: Config) -> dict[str, object]:
         precision=job.config.run.precision,
         image_bytes=job.splits.train.images_u8.nbytes + job.splits.test.images_u8.nbytes,
     )
+    at_steps = ("step 0", f"step {peak}", f"step {last}")
+    first_word, peak_word, last_word = ("first", "its peak", "last") if budget else at_steps
     return {
         "recipe": job.config.recipe,
         "data": _describe_data(job.splits) + (f"; {fetched}" if fetched else ""),
         "model": f"{job.config.model.model}, {totals.params:,} parameters",
         "device": f"{job.device.type} in {job.config.run.precision}",
-        "steps": job.total_steps,
-        "epochs": settings.epochs,
+        "steps": f"as many as fit into {budget}" if budget else job.total_steps,
+        "epochs": "as many as these take" if budget else settings.epochs,
         "steps_per_epoch": job.loader.steps_per_epoch,
         "batch_size": settings.batch_size,
-        "schedule": f"{settings.schedule}: {lr_at(0):.4g} at step 0, {lr_at(peak):.4g} at step {peak}, "
-        f"{lr_at(last):.4g} at step {last}{first_of_all}",
+        "schedule": f"{settings.schedule}: {lr_at(0):.4g} at {first_word}, {lr_at(peak):.4g} at {peak_word}, "
+        f"{lr_at(last):.4g} at {last_word}{first_of_all}",
         "images_per_s": round(speed),
-        "training_time": duration(training_s),
+        "training_time": f"{budget}, with the results and the page" if budget else duration(training_s),
         "training_s": round(training_s, 1),
         "memory_gib": round(memory, 2),
         # The final weights, and checkpoints of weights and optimizer state, in float32.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from velodrome.config import Config, is_auto, settings_of_training
-from velodrome.errors import ConfigError, RunError, VelodromeWarning
+from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning, visible
 from velodrome.job import Job, with_absolute_paths
 from velodrome.run.checkpoint import Checkpoint, load_checkpoint
 from velodrome.run.environment import bits_depend_on
@@ -29,11 +29,12 @@ def restore(folder: RunFolder, job: Job) -> int:
 
     Raises:
         RunError: there are checkpoints, but none that is whole and was made with the job's settings.
+        DataError: the images or labels are others by now.
     """
 
     def into_job(checkpoint: Checkpoint) -> None:
         check_settings(job.config, checkpoint.numbers["settings"])
-        _check_same_images(job, checkpoint.numbers.get("images"))
+        _check_same_images(folder, job, checkpoint.numbers.get("images"))
         job.state.restore(checkpoint.tensors, checkpoint.numbers)
 
     checkpoint = load_checkpoint(folder, into_job)
@@ -70,15 +71,16 @@ def _warn_of_ranks(job: Job, before: int) -> None:
     warnings.warn(message, VelodromeWarning, stacklevel=3)
 
 
-def _check_same_images(job: Job, trained_on: str | None) -> None:
+def _check_same_images(folder: RunFolder, job: Job, trained_on: str | None) -> None:
     """Check that own images and labels are those that the run was trained on so far.
 
     Raises:
-        RunError: they are not.
+        DataError: they are not, whichever checkpoint is taken.
     """
     if trained_on not in (None, job.splits.fingerprint):
-        raise RunError(
-            f"it was trained on other images or labels than {job.config.data.data} holds now.",
+        raise DataError(
+            f"Run {folder.path} was trained on other images or labels than {visible(job.config.data.data)} "
+            "holds now.",
             "Bring them back as they were, or start a new run.",
         )
 

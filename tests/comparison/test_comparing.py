@@ -113,6 +113,17 @@ def test_another_version_is_another_variant(tmp_path):
     assert "velodrome  0.1.0 (baseline), 0.0.9" in str(found)
 
 
+def test_several_ranks_are_another_variant(tmp_path):
+    """Batch norm of each sees its own images."""
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", wrong=[1])
+    environment = tmp_path / "b" / "environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"ranks": 2}))
+    found = compare(tmp_path)
+    assert labels(found) == ["baseline", "ranks=2"]
+    assert found.repeated == ()
+
+
 def test_the_same_seed_counts_once(tmp_path):
     write_run(tmp_path / "a", finished_s=1000)
     write_run(tmp_path / "b", wrong=[1], finished_s=3000)
@@ -120,7 +131,8 @@ def test_the_same_seed_counts_once(tmp_path):
     found = compare(tmp_path)
     assert [trial.run.path.name for trial in found.baseline.trials] == ["b", "c"]
     assert [run.path.name for run in found.repeated] == ["a"]
-    assert any("repeats the settings and the seed of a newer one" in note for note in found.notes)
+    words = f"1 run is left out, as a newer one has the same settings and the same seed: {tmp_path / 'a'}."
+    assert words in found.notes
     assert found.what_is_missing() is None
 
 

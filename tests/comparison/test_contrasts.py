@@ -87,6 +87,14 @@ def test_one_run_against_several_takes_the_same_seed(tmp_path):
     assert (found.method, found.seeds, found.difference, found.p) == ("McNemar", (1, 1), 0, 1)
 
 
+def test_an_interval_stays_within_what_can_be(tmp_path):
+    for seed, wrong in ((0, range(10)), (1, range(50))):
+        write_run(tmp_path / f"a-{seed}", seed=seed, wrong=range(60))
+        write_run(tmp_path / f"b-{seed}", seed=seed, wrong=wrong, cutout=2)
+    (contrast,) = compare(tmp_path).contrasts
+    assert contrast.ci95 == (-1.0, 1.0)
+
+
 def test_several_comparisons_are_corrected(tmp_path):
     runs_of(tmp_path, "a", [30, 20, 10])
     for cutout in (4, 12, 16):

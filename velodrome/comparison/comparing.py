@@ -331,10 +331,11 @@ def _notes(variants: Sequence[Variant], repeated: Sequence[TrialRun]) -> list[st
     elif max(variant.n for variant in variants) == 1:
         notes.append("Each variant has one run only: how much of a difference the seed makes is not known.")
     if repeated:
-        what = "run repeats" if len(repeated) == 1 else "runs repeat"
+        what = "run is" if len(repeated) == 1 else "runs are"
         names = ", ".join(run.name for run in repeated[:3]) + (", ..." if len(repeated) > 3 else "")
         notes.append(
-            f"{len(repeated)} {what} the settings and the seed of a newer one, which alone counts: {names}."
+            f"{len(repeated)} {what} left out, as a newer one has the same settings and the same "
+            f"seed: {names}."
         )
     machines = {_machine(run) for run in runs}
     if len(machines) > 1:

@@ -16,6 +16,7 @@ from velodrome.comparison.statistics import (
     paired_difference,
     unpaired_difference,
 )
+from velodrome.reporting import text
 
 LEVEL = 0.05
 # Of fewer runs each, an interval is so wide that hardly anything shows.
@@ -101,7 +102,9 @@ def _contrast(baseline: Variant, variant: Variant) -> Contrast:
 
 
 def _of(names: tuple[str, str], method: Method, found: Difference, **about: Any) -> Contrast:
-    return Contrast(*names, method, "not compared", found.mean, found.ci95, found.p, **about)
+    # Few runs that differ much give an interval beyond what accuracies can differ by.
+    ci95 = found.ci95 and (max(-1.0, found.ci95[0]), min(1.0, found.ci95[1]))
+    return Contrast(*names, method, "not compared", found.mean, ci95, found.p, **about)
 
 
 def _accuracies(variant: Variant) -> dict[int | None, float]:
@@ -192,7 +195,7 @@ def _about_two_runs(found: Contrast, tests: int) -> str:
     which = f"seed {ours} in both" if ours == theirs else f"seed {ours} against the baseline's seed {theirs}"
     low, high = found.ci95 or (0.0, 0.0)
     evidence = (
-        f"only the baseline gets {found.only_baseline_wrong:,} images wrong, only this one "
+        f"only the baseline gets {text.images(found.only_baseline_wrong or 0)} wrong, only this one "
         f"{found.only_variant_wrong:,}; 95% CI over test images {points(low, '')} to {points(high, '')}; "
         f"McNemar {_p_text(found, tests)}"
     )

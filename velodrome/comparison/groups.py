@@ -15,6 +15,7 @@ from velodrome.comparison.read_runs import TrialRun
 from velodrome.comparison.right_wrong import RightWrong
 from velodrome.config import SETTINGS, is_own
 from velodrome.errors import ConfigError, did_you_mean, visible
+from velodrome.run.folder import number
 from velodrome.spread import Spread, spread_of
 
 # What may differ between runs of one variant: the seed, where things lie, and what is only looked at.
@@ -101,7 +102,8 @@ def effective_settings(run: TrialRun) -> dict[str, Any]:
 
     A learning rate that a range test found is "auto", since each seed finds its own; the lowest and the last
     one are shares of it. Epochs that a time budget set are "budget". Own images go by the name of the data
-    set, wherever they lie. The version of velodrome counts as a setting.
+    set, wherever they lie. The version of velodrome counts as a setting, and so do ranks, where there were
+    several: batch norm sees the images of one.
     """
     settings = {key: value for key, value in run.settings.items() if key not in NO_DIFFERENCE}
     top = settings.get("lr")
@@ -117,6 +119,8 @@ def effective_settings(run: TrialRun) -> dict[str, Any]:
         settings["data"] = run.result.get("data", settings.get("data"))
     if run.version:
         settings["velodrome"] = run.version
+    if (ranks := number(run.environment.get("ranks"))) and ranks > 1:
+        settings["ranks"] = int(ranks)
     return settings
 
 
@@ -172,7 +176,7 @@ def shown(value: object) -> str:
 
 def differing_settings(variants: Sequence[Variant]) -> list[str]:
     """The settings that are not the same in all variants: the recipe, then as in the configuration."""
-    order = ["recipe", *SETTINGS, "velodrome"]
+    order = ["recipe", *SETTINGS, "velodrome", "ranks"]
     present = {key for variant in variants for key in variant.settings}
     keys = [key for key in order if key in present] + sorted(map(str, present - set(order)))
     return [key for key in keys if len({json.dumps(v.settings.get(key), default=str) for v in variants}) > 1]

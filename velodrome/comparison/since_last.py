@@ -103,6 +103,6 @@ def _in_words(last: TrialRun, now: TrialRun) -> str:
 def _changes(last: TrialRun, now: TrialRun) -> list[str]:
     """The settings that differ, as "cutout 8 -> 16", in the order of the configuration."""
     old, new = effective_settings(last), effective_settings(now)
-    keys = [key for key in ["recipe", *SETTINGS, "velodrome"] if key in old or key in new]
+    keys = [key for key in ["recipe", *SETTINGS, "velodrome", "ranks"] if key in old or key in new]
     changed = [key for key in keys if old.get(key) != new.get(key)]
     return [f"{key} {shown(old.get(key))} -> {shown(new.get(key))}" for key in changed]

@@ -116,6 +116,21 @@ def fit_image(
     return padded
 
 
+def box_in_padding(extent: tuple[float, float], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns that an image has within the black that `fit_image` pads it with.
+
+    Args:
+        extent: (height, width) of the image.
+        size: (height, width) of the result.
+    """
+    starts = [
+        ((whole - part) // 2, part)
+        for whole, part in zip(size, _size_inside(extent, size, "pad"), strict=True)
+    ]
+    rows, columns = (slice(start, start + part) for start, part in starts)
+    return rows, columns
+
+
 def _middle(extent: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the largest part with the aspect ratio of `size`, in the middle."""
     height, width = extent

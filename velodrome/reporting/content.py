@@ -19,6 +19,7 @@ from velodrome.reporting.evaluation import Evaluation, gather_evaluation, gather
 from velodrome.reporting.gallery import Gallery, gather_gallery
 from velodrome.reporting.gaps import Gap, read_object
 from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
+from velodrome.reporting.own_images import OwnImages, gather_own_images
 from velodrome.reporting.samples import Samples, gather_samples
 from velodrome.reporting.tables import Column, Fact, Table, listing, mapping, tabulate, with_values
 from velodrome.run.answers import Answers, read_answers
@@ -79,6 +80,7 @@ class Content:
     gallery: Gallery | None
     evaluation: Evaluation | None
     other_evaluations: Table | None
+    own_images: OwnImages | None
     samples: Samples | None
     model: Model | None
     history: Table | None
@@ -119,6 +121,7 @@ def gather(folder: RunFolder) -> Content:
         gallery=gather_gallery(folder, answers, gaps.get("probabilities", "")) if answers else None,
         evaluation=evaluation,
         other_evaluations=gather_other_evaluations(folder),
+        own_images=_unless_gap({}, "", gather_own_images, folder),
         samples=_unless_gap(gaps, "samples", gather_samples, folder),
         model=_model(folder.read_json(folder.summary)),
         history=tabulate(_HISTORY_COLUMNS, history, numbers=1) if history else None,

@@ -42,7 +42,8 @@ def gather_learning_rate(folder: RunFolder) -> LearningRate | None:
     rows = tuple((text.words(rule).replace("_", " "), text.rate(lr)) for rule, lr in suggested.items())
     return LearningRate(
         facts=with_values(facts),
-        suggestions=Table(("Rule", "Learning rate"), rows, numbers=1),
+        # Where the test found nothing, what its rules say of the curve means nothing either.
+        suggestions=Table(("Rule", "Learning rate"), () if found.get("refusal") else rows, numbers=1),
         sentences=tuple(sentence for sentence in said if isinstance(sentence, str)),
         refusal=text.words(found["refusal"]) if found.get("refusal") else None,
         figure=_figure(folder),

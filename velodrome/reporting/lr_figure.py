@@ -34,7 +34,7 @@ def draw_range_test(found: Mapping[str, Any]) -> Figure:
     axes = figure.add_subplot()
     curve = found["curve"]
     lrs, losses, smoothed = curve["lr"], curve["loss"], curve["smoothed"]
-    low, high = _limits(smoothed)
+    low, high = _limits(smoothed) if found["lr_max"] is not None else _limits_of_all(losses)
     for repeat in found["sweeps"]:
         axes.plot(repeat["lr"], repeat["smoothed"], color=AZURE, alpha=0.35, linewidth=0.8)
     axes.scatter(lrs, losses, s=9, color=QUIET, alpha=0.45, linewidths=0, label="loss of each step")
@@ -147,6 +147,15 @@ def _limits(smoothed: Sequence[float]) -> tuple[float, float]:
     start, lowest = max(smoothed[: max(1, len(smoothed) // 3)]), min(smoothed)
     room = max(start - lowest, 0.05 * abs(start), 1e-6)
     return lowest - 0.55 * room, start + 0.45 * room
+
+
+def _limits_of_all(losses: Sequence[float]) -> tuple[float, float]:
+    """Where nothing was found, every loss may be the reason."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return 0.0, 1.0
+    room = max(0.06 * (max(finite) - min(finite)), 1e-6)
+    return min(finite) - room, max(finite) + room
 
 
 def _mark_suggestions(

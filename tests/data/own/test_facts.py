@@ -4,8 +4,10 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from velodrome.data.own.facts import ROW, Facts, facts_of
+from velodrome.data.pixels import fit_image
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (32, 32), (64, 24), (33, 100), (11, 9)])
@@ -26,6 +28,23 @@ def test_thumbnails_of_very_small_images_repeat_pixels(random_images, shape):
     _, thumbnails = facts_of(images)
     rows, columns = (np.arange(8) * side // 8 for side in shape)
     np.testing.assert_array_equal(thumbnails, images[:, rows][:, :, columns])
+
+
+def test_padding_is_left_out_of_thumbnails(random_images):
+    sizes = np.array([(41, 222), (200, 100), (50, 50), (0, 0)], np.int32)
+    images = np.zeros((4, 64, 64, 3), np.uint8)
+    found = []
+    for number, (height, width) in enumerate(sizes[:2].tolist()):
+        image = Image.fromarray(random_images(1, height, width, seed=number)[0])
+        images[number] = fit_image(image, (64, 64), "pad")
+        rows, columns = np.nonzero(images[number].any(2))
+        content = images[number : number + 1, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        found.append(facts_of(np.ascontiguousarray(content))[1][0])
+    images[2] = random_images(1, 64, 64)[0]
+    _, thumbnails = facts_of(images, sizes, "pad")
+    np.testing.assert_array_equal(thumbnails[:2], found)
+    np.testing.assert_array_equal(thumbnails[2:], facts_of(images)[1][2:])
+    np.testing.assert_array_equal(facts_of(images, sizes, "crop")[1], facts_of(images)[1])
 
 
 def test_thumbnails_of_one_colour_have_that_colour():

@@ -76,7 +76,7 @@ def decoded_in(root: Path, **options: object) -> int:
 
 def check_is_right(found: Prepared, root: Path, fit: str = "crop") -> None:
     """Every image is as `read_image` gives it, and its facts are those of its pixels."""
-    digests, thumbnails = facts_of(np.asarray(found.images_u8))
+    digests, thumbnails = facts_of(np.asarray(found.images_u8), found.facts.sizes, fit)
     for row, entry in enumerate(entries_of(root)):
         side = found.images_u8.shape[1]
         np.testing.assert_array_equal(found.images_u8[row], read_image(entry.path, (side, side), fit))

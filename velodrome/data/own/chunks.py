@@ -201,7 +201,7 @@ def decode_chunk(
             changed.append(row)
         images_u8[number] = image_u8
         readable[number], sizes[number] = True, size_of_file
-    facts["digest"], facts["thumbnail"] = facts_of(images_u8)
+    facts["digest"], facts["thumbnail"] = facts_of(images_u8, sizes, goal.fit)
     facts["digest"][~readable] = 0
     pixels.seek(chunk.start * images_u8[0].nbytes)
     pixels.write(images_u8.data)

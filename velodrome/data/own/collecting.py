@@ -305,7 +305,12 @@ def _from_arrays(arrays: Arrays, data: DataSection) -> Collected:
         for number in range(len(part))
     ]
     images_u8 = [resized(parts.pop(split), side, data.image_fit) for split in list(parts)]
-    digests, thumbnails = zip(*map(facts_of, images_u8), strict=True)
+    ends = np.cumsum([len(part) for part in images_u8])[:-1]
+    found = [
+        facts_of(part, its, data.image_fit)
+        for part, its in zip(images_u8, np.split(sizes, ends), strict=True)
+    ]
+    digests, thumbnails = zip(*found, strict=True)
     return Collected(
         path.name,
         arrays.classes,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from velodrome.data.imageset import ImagesU8
+from velodrome.data.pixels import box_in_padding
 
 DIGEST_BYTES = 16
 # Height and width of thumbnails.
@@ -51,11 +52,16 @@ class Facts:
         return cls(*(np.ascontiguousarray(rows[name]) for name in ROW.names or ()))
 
 
-def facts_of(images_u8: ImagesU8) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def facts_of(
+    images_u8: ImagesU8, sizes: NDArray[np.int32] | None = None, fit: str = "crop"
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Digests (N, 16) and thumbnails (N, 8, 8, 3) of images, as in `Facts`.
 
     Args:
         images_u8: (N, H, W, 3) uint8; where H or W is below 8, thumbnails repeat pixels.
+        sizes: (N, 2), the heights and widths of the files; 0 where one cannot be read.
+        fit: how they came to H and W. What an image was padded with is left out of its thumbnail, as it is
+            the same in all images of that shape.
     """
     digests = np.empty((len(images_u8), DIGEST_BYTES), np.uint8)
     thumbnails = np.empty((len(images_u8), THUMBNAIL, THUMBNAIL, 3), np.uint8)
@@ -64,6 +70,12 @@ def facts_of(images_u8: ImagesU8) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
         found = b"".join(blake2b(image, digest_size=DIGEST_BYTES).digest() for image in block)
         digests[start : start + BLOCK] = np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
         thumbnails[start : start + BLOCK] = _thumbnails(block)
+    if fit == "pad" and sizes is not None:
+        side = images_u8.shape[1:3]
+        for number in np.flatnonzero((sizes[:, 0] != sizes[:, 1]) & (sizes > 0).all(1)):
+            height, width = sizes[number].tolist()
+            rows, columns = box_in_padding((height, width), (side[0], side[1]))
+            thumbnails[number] = _thumbnails(images_u8[number : number + 1, rows, columns])[0]
     return digests, thumbnails
 
 
