@@ -107,21 +107,20 @@ def interrupted(tmp_path: Path, name: str = "stopped", after: int = 1, **changes
 # The same bytes.
 
 
-def test_a_run_killed_three_times_ends_with_the_same_bytes(tmp_path: Path, command_here: Command) -> None:
-    """Once in mid-epoch, once soon after going on, once by a signal; the checkpoints fall within epochs."""
+def test_a_run_killed_twice_ends_with_the_same_bytes(tmp_path: Path, command_here: Command) -> None:
+    """Once in mid-epoch, once by a signal after going on; the checkpoints fall within epochs."""
     options = ["--epochs", "24", "--checkpoint-every", "0.0005"]
     run = tmp_path / "runs" / "killed"
     first = start("train", "--data", "shapes", *FLAGS, *options, "--name", "killed", cwd=tmp_path)
     wait_for_step(run, 10, first)
     first.kill()
     first.communicate()
-    for step, number, code in ((30, signal.SIGKILL, -signal.SIGKILL), (50, signal.SIGHUP, 75)):
-        again = start("resume", "runs/killed", cwd=tmp_path)
-        wait_for_step(run, step, again)
-        again.send_signal(number)
-        _, said = again.communicate(timeout=60)
-        assert again.returncode == code, said
-        assert not (run / "result.json").exists()
+    again = start("resume", "runs/killed", cwd=tmp_path)
+    wait_for_step(run, 50, again)
+    again.send_signal(signal.SIGHUP)
+    _, said = again.communicate(timeout=60)
+    assert again.returncode == 75, said
+    assert not (run / "result.json").exists()
     done = command_here("resume", "runs/killed", "--quiet", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     alone = vd.train(small(tmp_path, name="alone", epochs=24), progress=False)
