@@ -27,6 +27,8 @@ FIGURES = (
     *("val_accuracy", "val_loss", "train_seconds", "images_per_s", "epochs", "params"),
 )
 BASELINE = "baseline"
+# What makes a difference is told in this order.
+ORDER = ("recipe", *SETTINGS, "velodrome", "ranks")
 # A name lists so many settings.
 MOST_IN_NAME = 3
 
@@ -176,9 +178,8 @@ def shown(value: object) -> str:
 
 def differing_settings(variants: Sequence[Variant]) -> list[str]:
     """The settings that are not the same in all variants: the recipe, then as in the configuration."""
-    order = ["recipe", *SETTINGS, "velodrome", "ranks"]
     present = {key for variant in variants for key in variant.settings}
-    keys = [key for key in order if key in present] + sorted(map(str, present - set(order)))
+    keys = [key for key in ORDER if key in present] + sorted(map(str, present - set(ORDER)))
     return [key for key in keys if len({json.dumps(v.settings.get(key), default=str) for v in variants}) > 1]
 
 

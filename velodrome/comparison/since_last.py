@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from velodrome.comparison.contrasts import points
-from velodrome.comparison.groups import effective_settings, shown
+from velodrome.comparison.groups import ORDER, effective_settings, shown
 from velodrome.comparison.read_runs import TrialRun, read_run
 from velodrome.comparison.right_wrong import AnswerReader
-from velodrome.config import SETTINGS
 from velodrome.errors import RunError
 from velodrome.run.folder import RunFolder
 
@@ -103,6 +102,6 @@ def _in_words(last: TrialRun, now: TrialRun) -> str:
 def _changes(last: TrialRun, now: TrialRun) -> list[str]:
     """The settings that differ, as "cutout 8 -> 16", in the order of the configuration."""
     old, new = effective_settings(last), effective_settings(now)
-    keys = [key for key in ["recipe", *SETTINGS, "velodrome", "ranks"] if key in old or key in new]
+    keys = [key for key in ORDER if key in old or key in new]
     changed = [key for key in keys if old.get(key) != new.get(key)]
     return [f"{key} {shown(old.get(key))} -> {shown(new.get(key))}" for key in changed]
