@@ -35,7 +35,7 @@ ALLOWED = {
     "fine_tuning": {"training.optim"} | RUN,
     "job": {"training", "evaluation", "settling", "fine_tuning"} | STAGES,
     "planning": {"job", "training"} | STAGES,
-    "budget": {"job", "training"} | BASE,
+    "budget": {"job", "training", "evaluation", "data"} | BASE,
     "early_stopping": {"training.state"} | RUN,
     "checking": {"data", "run.folder", "recipes"} | BASE,
     "running": {"job", "reports", "early_stopping", "training", "evaluation"} | STAGES,

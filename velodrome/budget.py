@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -11,25 +12,29 @@ from itertools import cycle
 import numpy as np
 
 from velodrome.config import seconds_of
+from velodrome.data.imageset import ImageSet
 from velodrome.device import memory_kept, synchronize
 from velodrome.errors import ConfigError
+from velodrome.evaluation.predict import EVAL_BATCH_SIZE, at_once
 from velodrome.job import Job, score_on
 from velodrome.training.freezing import freeze_body
 from velodrome.training.step import Step, make_step
 
 # How long a measurement is, in seconds, unless that is more than this share of the time given.
-LONG_ENOUGH_S, MOST_TO_MEASURE = 4.0, 0.05
+LONG_ENOUGH_S, MOST_TO_MEASURE = 10.0, 0.05
 FEWEST_STEPS = 10
-# Seconds that writing the run folder and drawing its page take; measured on two cores.
+# Seconds that beginning the run folder, drawing its figures and its page take; measured on two cores.
 PAGE_S = 1.5
-# Training takes so many times the seconds of its steps, for tables, checkpoints and pages; measured likewise.
-AROUND_STEPS = 1.08
+# Training takes so many times the seconds of as many steps that are timed here; measured likewise.
+AROUND_STEPS = 1.03
+# How many bytes of a checkpoint are hashed and brought to the disk in a second; measured likewise.
+SAVED_BYTES_A_S = 1e9
 # Passes over the test images that the results take: plain, mirrored, and the heat maps of the mistakes.
 PASSES = 3.0
 # A last epoch of fewer than this share of all steps is left out: its figures would be those of a few images.
 SHORT_TAIL = 0.02
-# Images on which the speed of answers is measured.
-ANSWERS = 500
+# How often answers are timed, after a first time that does not count.
+ANSWERED = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Pace:
     Attributes:
         step_s: seconds a step, the mean over all sizes of images that the run has.
         saved_s: seconds less for each step of the first epochs, in which only the classifier learns.
-        epoch_s: seconds after each epoch, for scores.
+        epoch_s: seconds after each epoch, for scores and the checkpoint.
         finish_s: seconds after the last, for the results and the page.
         warm_up_s: seconds before the first step, and before the first of all parameters.
     """
@@ -115,10 +120,11 @@ def measure_pace(job: Job, *, enough_s: float) -> Pace:
     test, val = len(job.splits.test), len(job.splits.val or ())
     scored = val + (test if job.config.evaluate.score_test == "often" else 0)
     every = job.config.evaluate.score_every
+    scores_s = scored * image_s / (every * job.world.size) if every else 0.0
     return Pace(
         step_s,
         max(0.0, saved_s),
-        scored * image_s / (every * job.world.size) if every else 0.0,
+        scores_s + _seconds_to_save(trial),
         PASSES * test * image_s + PAGE_S,
         warm_up_s,
     )
@@ -183,9 +189,21 @@ def _seconds_an_image(step: Step, trial: Job, side: int | None, enough_s: float)
 def _seconds_to_answer(trial: Job) -> float:
     """Seconds in which the network answers one image."""
     test = trial.splits.test
-    few = test.take(np.arange(min(ANSWERS, len(test))))
-    score_on(trial.state.model, trial, few)  # chooses kernels
+    size = test.images_u8.shape[1:3]
+    batch = test.take(np.arange(min(at_once(EVAL_BATCH_SIZE, size, trial.device), len(test))))
+    score_on(trial.state.model, trial, batch)  # chooses kernels and allocates
+    return statistics.median(_timed(trial, batch) for _ in range(ANSWERED)) / len(batch)
+
+
+def _timed(trial: Job, images: ImageSet) -> float:
+    """Seconds in which the network answers all these images."""
     began_s = time.perf_counter()
-    score_on(trial.state.model, trial, few)
+    score_on(trial.state.model, trial, images)
     synchronize(trial.device)
-    return (time.perf_counter() - began_s) / len(few)
+    return time.perf_counter() - began_s
+
+
+def _seconds_to_save(trial: Job) -> float:
+    """About the seconds that a checkpoint takes."""
+    tensors = (tensor for group in trial.state.tensors().values() for tensor in group.values())
+    return sum(tensor.nbytes for tensor in tensors) / SAVED_BYTES_A_S
