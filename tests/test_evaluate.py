@@ -227,11 +227,14 @@ def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     assert found.accuracy == right / 30
     content = found.to_dict()
     assert content["data"] == str(photos)
-    assert content["compared_with"] == {
-        "data": "shapes",
-        "images": 150,
-        "accuracy": run.result["test_accuracy"],
-    }
+    compared = content["compared_with"]
+    assert compared["data"] == "shapes"
+    assert (compared["images"], compared["accuracy"]) == (150, run.result["test_accuracy"])
+    for row in compared["per_class"]:
+        answers = [one["label"] == one["prediction"] for one in own if one["label"] == row["name"]]
+        assert row["change"] == pytest.approx(np.mean(answers) - row["accuracy"])
+        assert row["change_ci95"][0] <= row["change"] <= row["change_ci95"][1]
+    assert {row["name"] for row in compared["per_class"]} == {one["label"] for one in own}
     change, (low, high) = found.change
     assert change == pytest.approx(right / 30 - run.result["test_accuracy"])
     assert low < change < high
@@ -248,6 +251,12 @@ def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     assert vd.evaluate(run, data=photos, progress=False).path == found.path
     assert "On other data" in run.folder.report.read_text()
     assert len(found.table().splitlines()) == 11
+    # Its own page has a gallery of its own.
+    gallery = gallery_of(found.page)
+    assert gallery["mistakes"] == 30 - right
+    assert all(photos.name in path or path.endswith(".png") for path in gallery["path"])
+    assert (found.path / "gallery" / "maps.npy").exists()
+    assert f"{run.path.name} on photos" in found.page.read_text()
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(

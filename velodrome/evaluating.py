@@ -60,6 +60,11 @@ class Assessment:
         """Share in [0, 1] of the images that were recognised."""
         return self.figures.accuracy
 
+    @property
+    def page(self) -> Path:
+        """The page that shows the answers, the mistakes among them."""
+        return RunFolder(self.path).report
+
     def to_dict(self) -> dict[str, Any]:
         """The content of evaluation.json."""
         content: dict[str, Any] = json.loads(RunFolder(self.path).evaluation.read_text(encoding="utf-8"))
@@ -159,6 +164,7 @@ def evaluate_other(
     trained: Trained,
     data: str,
     *,
+    layer: str = DEFAULT_LAYER,
     progress: bool = True,
 ) -> Assessment:
     """Evaluate a run on other images of its classes; writes to a folder of that name in `evaluations`.
@@ -173,12 +179,14 @@ def evaluate_other(
         classifier: of the run.
         trained: its network, as it is to be asked.
         data: a data set, as in the config.
+        layer: the stage whose Grad-CAM maps the gallery shows.
         progress: say on stderr what takes time.
 
     Raises:
-        VelodromeError: the data are missing or have images of a class that the run does not know, or a file
-            cannot be written.
+        VelodromeError: the data are missing or have images of a class that the run does not know, the network
+            has no such stage, or a file cannot be written.
     """
+    check_stage(trained.network, classifier.image_size, layer)
     images, failed = _other_images(config, classifier, data, progress=progress)
     for failure in failed:
         message = f"{visible(str(failure.path))} cannot be read: {failure.reason}."
@@ -190,13 +198,17 @@ def evaluate_other(
         place.path.mkdir(parents=True, exist_ok=True)
     shown = os.fsencode(data).decode("utf-8", "replace")
     figures = write_results(
-        place, trained, images, data=shown, train=None, baseline=baseline, layer=None, failed=failed
+        place, trained, images, data=shown, train=None, baseline=baseline, layer=layer, failed=failed
     ).figures
     return Assessment(figures, place.path, baseline.change(figures) if baseline else None, failed)
 
 
 def _baseline(answers: Answers, data: str) -> Baseline:
-    return Baseline(data, len(answers), len(answers) - len(answers.wrong))
+    right = answers.labels[answers.labels == answers.predictions]
+    images_of, right_of = (
+        np.bincount(labels, minlength=len(answers.classes)).tolist() for labels in (answers.labels, right)
+    )
+    return Baseline(data, tuple(images_of), tuple(right_of))
 
 
 def is_own_data(config: Config, data: str) -> bool:

@@ -7,6 +7,7 @@ import itertools
 import re
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,12 +251,18 @@ class _PictureNames:
             tempfile.TemporaryFile(dir=folder).close()
             parents = {parent for parent in {path.parent for path in images} if parent.samefile(folder)}
         self._taken = {_same_name(path.name) for path in images if path.parent in parents}
+        self._stems = Counter(_same_name(_plain(path.stem)) for path in images)
         self._numbers: dict[str, int] = {}
 
     def next_for(self, image: Path) -> Path:
-        """A path for the picture of an image: stem.gradcam.png, or stem-2.gradcam.png and so on."""
-        stem = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", image.stem)).strip("._-")
-        stem = stem.encode()[:STEM_BYTES].decode(errors="ignore") or "image"
+        """A path for the picture of an image: stem.gradcam.png.
+
+        Where other images have that stem, the name of the folder is in front: cat_1.gradcam.png. Where others
+        have that too, a number is behind: cat_1-2.gradcam.png.
+        """
+        stem = _plain(image.stem)
+        if self._stems[_same_name(stem)] > 1:
+            stem = _plain(f"{image.absolute().parent.name}_{image.stem}")
         number = self._numbers.get(_same_name(stem), 0)
         while True:
             number += 1
@@ -264,6 +271,12 @@ class _PictureNames:
                 self._numbers[_same_name(stem)] = number
                 self._taken.add(_same_name(name))
                 return self._folder / name
+
+
+def _plain(stem: str) -> str:
+    """A stem that every file system takes, not too long."""
+    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._-")
+    return plain.encode()[:STEM_BYTES].decode(errors="ignore") or "image"
 
 
 def _same_name(name: str) -> str:

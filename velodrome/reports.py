@@ -7,6 +7,7 @@ from pathlib import Path
 
 from velodrome.errors import RunError
 from velodrome.evaluation.diagnosis import write_diagnosis
+from velodrome.reporting.evaluation_page import write_evaluation_page
 from velodrome.reporting.page import LIVE_MARK, write_report
 from velodrome.run.folder import RunFolder, open_run
 from velodrome.run.lock import is_locked
@@ -60,3 +61,16 @@ def show(folder: RunFolder, *, live: bool = False) -> None:
     """
     write_diagnosis(folder, live=live)
     write_report(folder, live=live)
+
+
+def show_evaluation(place: RunFolder, run: str) -> None:
+    """Write the page of an evaluation on other images than the run's own.
+
+    Args:
+        place: the folder of the evaluation.
+        run: name of the run.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write_evaluation_page(place, run)

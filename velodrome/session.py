@@ -30,7 +30,7 @@ from velodrome.models.summary import summarize
 from velodrome.planning import check_place
 from velodrome.predicting import Predictions, predict_files
 from velodrome.recipes import speed94
-from velodrome.reports import has_final_page, show
+from velodrome.reports import has_final_page, show, show_evaluation
 from velodrome.resumption import check_request, restore
 from velodrome.run.checkpoint import had_checkpoints, load_weights
 from velodrome.run.folder import RunFolder, create_run, open_run
@@ -286,15 +286,15 @@ def evaluate(
     """Evaluate a finished run: accuracy, loss, calibration, confusion, per class; every answer; the mistakes.
 
     On its own test images, everything that depends on the answers is written again, and the page with it. On
-    other images, evaluation.json, predictions.csv, probabilities.npy and label_errors.csv go to a folder in
-    `evaluations`, and the result says how far the accuracy moved.
+    other images the same files go to a folder in `evaluations`, with a page of their own that says how far
+    the accuracy moved, for each class too.
 
     Args:
         run: or the path of its folder.
         data: a data set, as in a config: of one with held-out images these are taken, else all of them; None
             for the run's own.
         data_root: where data sets lie now, if that has changed.
-        layer: the stage whose Grad-CAM maps the gallery shows, layer2 without; not for other data.
+        layer: the stage whose Grad-CAM maps the gallery shows, layer2 without.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16"; that of the run where it is None.
         progress: say on stderr what is going on.
@@ -314,18 +314,17 @@ def evaluate(
             config = override(config, {"data_root": data_root})
         trained = ask(classifier, config, device=device, precision=precision)
         other = None if data is None or is_own_data(config, str(data)) else str(data)
-        if other and layer:
-            raise ConfigError(
-                f"layer is {layer!r}, but other data than the run's own get no gallery.", "Leave it out."
-            )
+        stage = layer or DEFAULT_LAYER
         if progress:
             sys.stderr.write(f"Evaluating {folder.path} on {other or config.data.data} ...\n")
         try:
             with memory_kept(trained.device):
                 if other:
-                    found = evaluate_other(folder, config, classifier, trained, other, progress=progress)
+                    found = evaluate_other(
+                        folder, config, classifier, trained, other, layer=stage, progress=progress
+                    )
+                    show_evaluation(RunFolder(found.path), folder.path.resolve().name)
                 else:
-                    stage = layer or DEFAULT_LAYER
                     found = evaluate_own(folder, config, classifier, trained, layer=stage, progress=progress)
             show(folder)
         except RunError as error:  # of writing, which has begun

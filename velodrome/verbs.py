@@ -123,7 +123,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print_json(found.to_dict())
     else:
         print_table(dict(found.rows()))
-        sys.stdout.write(f"\n{found.table()}\n\nEverything is in {found.path}\n")
+        page = shlex.quote(str(found.page))
+        sys.stdout.write(f"\n{found.table()}\n\nLook at it: python3 -m webbrowser {page}\n")
     if found.failed:
         problem = (
             f"{len(found.failed):,} of {len(found.failed) + found.figures.images:,} files cannot be read."

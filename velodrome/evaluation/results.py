@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from velodrome.data.imageset import ImageSet, Normalisation
 from velodrome.errors import VelodromeWarning, visible
 from velodrome.evaluation.gallery import write_mistakes
 from velodrome.evaluation.gradcam import DEFAULT_LAYER
-from velodrome.evaluation.metrics import Evaluation, accuracy_change, evaluate
+from velodrome.evaluation.metrics import Evaluation, Interval, accuracy_change, evaluate
 from velodrome.evaluation.mistakes import LABEL_ERROR_COLUMNS, label_errors_csv, likely_label_errors
 from velodrome.evaluation.predict import logits_of, shifted
 from velodrome.run.answers import COLUMNS, read_answers
@@ -70,18 +71,38 @@ class Baseline:
 
     Attributes:
         data: what they are called.
-        images: how many they are.
-        right: how many of them were recognised.
+        images_of: how many they are, for each class.
+        right_of: how many of them were recognised.
     """
 
     data: str
-    images: int
-    right: int
+    images_of: tuple[int, ...]
+    right_of: tuple[int, ...]
 
-    def change(self, figures: Evaluation) -> tuple[float, tuple[float, float]]:
+    def change(self, figures: Evaluation) -> tuple[float, Interval]:
         """How far the accuracy moved from here, in [-1, 1], and the 95% interval of that."""
         right = round(figures.accuracy * figures.images)
-        return accuracy_change(right, figures.images, self.right, self.images)
+        return accuracy_change(right, figures.images, sum(self.right_of), sum(self.images_of))
+
+    def compared_with(self, figures: Evaluation) -> dict[str, Any]:
+        """These images as evaluation.json has them, with the change of each class of which both have some."""
+        per_class = []
+        for one, images, right in zip(figures.per_class, self.images_of, self.right_of, strict=True):
+            if images and one.images:
+                now = round((one.recall or 0) * one.images)
+                change, interval = accuracy_change(now, one.images, right, images)
+                per_class.append(
+                    {
+                        "name": one.name,
+                        "images": images,
+                        "accuracy": right / images,
+                        "change": change,
+                        "change_ci95": list(interval),
+                    }
+                )
+        images = sum(self.images_of)
+        accuracy = sum(self.right_of) / images
+        return {"data": self.data, "images": images, "accuracy": accuracy, "per_class": per_class}
 
 
 def write_results(
@@ -92,7 +113,7 @@ def write_results(
     data: str,
     train: ImageSet | None,
     baseline: Baseline | None = None,
-    layer: str | None = DEFAULT_LAYER,
+    layer: str = DEFAULT_LAYER,
     failed: Sequence[Failure] | None = None,
 ) -> Results:
     """Let the network answer every image, and write all that follows from the answers.
@@ -104,7 +125,7 @@ def write_results(
         data: what they are called.
         train: the images that it was trained on, to look for duplicates; None where that is not wanted.
         baseline: what the accuracy is to be compared with.
-        layer: the stage whose Grad-CAM maps the gallery shows; None for no gallery.
+        layer: the stage whose Grad-CAM maps the gallery shows.
         failed: files that could not be read; None where there are no files.
 
     Raises:
@@ -130,26 +151,21 @@ def write_results(
     }
     if baseline:
         change, interval = baseline.change(evaluation)
-        report["compared_with"] = {
-            "data": baseline.data,
-            "images": baseline.images,
-            "accuracy": baseline.right / baseline.images,
-        }
+        report["compared_with"] = baseline.compared_with(evaluation)
         report |= {"accuracy_change": change, "accuracy_change_ci95": list(interval)}
     if failed is not None:
         report["failed"] = [{"path": visible(str(file.path)), "reason": file.reason} for file in failed]
     write_json(folder.evaluation, report)
-    if layer:
-        write_mistakes(
-            folder,
-            images,
-            answers,
-            trained.network,
-            trained.normalisation,
-            device=trained.device,
-            precision=trained.precision,
-            layer=layer,
-        )
+    write_mistakes(
+        folder,
+        images,
+        answers,
+        trained.network,
+        trained.normalisation,
+        device=trained.device,
+        precision=trained.precision,
+        layer=layer,
+    )
     return Results(evaluation, predict_s)
 
 

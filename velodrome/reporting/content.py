@@ -5,9 +5,9 @@ The templates decide how it looks. What the folder lacks is None or empty, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from velodrome.errors import RunError
 from velodrome.reporting import text
@@ -17,7 +17,7 @@ from velodrome.reporting.curves import Chart, Drawing, Series, draw
 from velodrome.reporting.diagnosis import Diagnosis, gather_diagnosis
 from velodrome.reporting.evaluation import Evaluation, gather_evaluation, gather_other_evaluations
 from velodrome.reporting.gallery import Gallery, gather_gallery
-from velodrome.reporting.gaps import Gap, read_object
+from velodrome.reporting.gaps import read_object, unless_gap
 from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
 from velodrome.reporting.own_images import OwnImages, gather_own_images
 from velodrome.reporting.samples import Samples, gather_samples
@@ -27,7 +27,6 @@ from velodrome.run.folder import RunFolder, epochs_told, last_start, number
 
 Events = Sequence[Mapping[str, Any]]
 History = Sequence[Mapping[str, float | None]]
-T = TypeVar("T")
 
 _HISTORY_COLUMNS: tuple[Column, ...] = (
     ("epoch", "Epoch", text.count),
@@ -103,9 +102,9 @@ def gather(folder: RunFolder) -> Content:
     known = {**last_start(events), **(result or {})}
     environment = folder.read_json(folder.environment) or {}
     gaps: dict[str, str] = {}
-    evaluated = mapping(_unless_gap({}, "", lambda run: read_object(run, run.evaluation), folder))
-    answers = _answers(gaps, folder, known.get("classes") or evaluated.get("classes"))
-    evaluation = _unless_gap(gaps, "evaluation", gather_evaluation, folder)
+    evaluated = mapping(unless_gap({}, "", lambda run: read_object(run, run.evaluation), folder))
+    answers = answers_of(gaps, folder, known.get("classes") or evaluated.get("classes"))
+    evaluation = unless_gap(gaps, "evaluation", gather_evaluation, folder)
     name = folder.path.resolve().name
     return Content(
         name=name,
@@ -114,15 +113,15 @@ def gather(folder: RunFolder) -> Content:
         unfinished=None if result is not None else _why_unfinished(events),
         headline=_headline(result, history, evaluation),
         facts=_facts(known, history, evaluation),
-        diagnosis=_unless_gap(gaps, "diagnosis", gather_diagnosis, folder),
+        diagnosis=unless_gap(gaps, "diagnosis", gather_diagnosis, folder),
         charts=_charts(events, history),
         learning_rate=gather_learning_rate(folder),
         predictions=count_answers(answers) if answers else None,
         gallery=gather_gallery(folder, answers, gaps.get("probabilities", "")) if answers else None,
         evaluation=evaluation,
         other_evaluations=gather_other_evaluations(folder),
-        own_images=_unless_gap({}, "", gather_own_images, folder),
-        samples=_unless_gap(gaps, "samples", gather_samples, folder),
+        own_images=unless_gap({}, "", gather_own_images, folder),
+        samples=unless_gap(gaps, "samples", gather_samples, folder),
         model=_model(folder.read_json(folder.summary)),
         history=tabulate(_HISTORY_COLUMNS, history, numbers=1) if history else None,
         citation=cite(name, known, environment),
@@ -133,18 +132,7 @@ def gather(folder: RunFolder) -> Content:
     )
 
 
-def _unless_gap(
-    gaps: dict[str, str], part: str, read: Callable[[RunFolder], T], folder: RunFolder
-) -> T | None:
-    """What `read` makes of the folder; where that cannot be made, None and the reason in `gaps`."""
-    try:
-        return read(folder)
-    except Gap as gap:
-        gaps[part] = str(gap)
-        return None
-
-
-def _answers(gaps: dict[str, str], folder: RunFolder, classes: object) -> Answers | None:
+def answers_of(gaps: dict[str, str], folder: RunFolder, classes: object) -> Answers | None:
     """The answers of the run; without probabilities where those are damaged, which the page then says.
 
     Raises:

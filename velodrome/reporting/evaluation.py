@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def gather_evaluation(folder: RunFolder) -> Evaluation:
     )
     return Evaluation(
         accuracy=text.percent(found["accuracy"]),
-        interval=_interval(found.get("accuracy_ci95"), text.percent),
+        interval=interval(found.get("accuracy_ci95"), text.percent),
         facts=with_values(facts),
         calibration=calibration,
         duplicates=_duplicates(mapping(found.get("duplicates"))),
@@ -76,14 +76,15 @@ def gather_other_evaluations(folder: RunFolder) -> Table | None:
             found = {}
         name = text.words(found.get("data", path.parent.name))
         change = text.points(found.get("accuracy_change"))
-        interval = _interval(found.get("accuracy_change_ci95"), text.points) or text.NONE
+        between = interval(found.get("accuracy_change_ci95"), text.points) or text.NONE
         figures = (text.count(found.get("images")), text.percent(found.get("accuracy")))
-        rows.append((name, *figures, change, interval))
+        rows.append((name, *figures, change, between))
     columns = ("Data", "Images", "Accuracy", "Change", "95% interval of the change")
     return Table(columns, tuple(rows), numbers=1) if rows else None
 
 
-def _interval(value: object, write: Any) -> str | None:
+def interval(value: object, write: Callable[[object], str]) -> str | None:
+    """Two ends as "-1.2 to +3.4", each as `write` has it; None where the value is not that."""
     ends = [write(end) for end in listing(value)]
     return " to ".join(ends) if len(ends) == 2 and text.NONE not in ends else None
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from velodrome.errors import RunError
 from velodrome.run.folder import RunFolder
 
+T = TypeVar("T")
+
 
 class Gap(Exception):  # noqa: N818 - not an error: the page tells its reader
     """A part of the page cannot be shown; the message is a sentence that says which file is the reason."""
+
+
+def unless_gap(
+    gaps: dict[str, str], part: str, read: Callable[[RunFolder], T], folder: RunFolder
+) -> T | None:
+    """What `read` makes of the folder; where that cannot be made, None and the reason in `gaps`."""
+    try:
+        return read(folder)
+    except Gap as gap:
+        gaps[part] = str(gap)
+        return None
 
 
 def name_of(folder: RunFolder, path: Path) -> str:

@@ -25,8 +25,8 @@ MOST_EXAMPLES = 20
 FEW = 10
 # How many times as many training images the largest class has as the smallest. Networks then prefer it.
 UNEVEN, VERY_UNEVEN = 5, 10
-# The longer side over the shorter one, from which on a square shows less than a quarter of the image.
-WIDE = 4
+# The longer side over the shorter one, from which on a square shows less than half of the image.
+WIDE = 2
 # An image that is enlarged by more than this is visibly blurred.
 BLURRED = 1.25
 # What befalls more than this share of the images is worth a warning.
@@ -136,7 +136,10 @@ def leaks(data: Contents) -> Finding | None:
         f"Of {held_out:,} that are held out, {exact:,} {_is(exact)} the same as a training image and "
         f"{len(found) - exact:,} nearly the same. Accuracy will look better than it is.",
         "Remove them from one of the two splits." if data.splits_given else "Keep one image of each only.",
-        tuple(f"{data.names[leak.held_out]} = {data.names[leak.train]}" for leak in found[:MOST_EXAMPLES]),
+        tuple(
+            f"{data.names[leak.held_out]} {_sign(leak.is_exact)} {data.names[leak.train]}"
+            for leak in found[:MOST_EXAMPLES]
+        ),
     )
 
 
@@ -153,7 +156,10 @@ def conflicts(data: Contents) -> Finding | None:
         f"In {counted(exact, 'case')} their pixels are the same, in {len(found) - exact:,} nearly. Some of "
         "their labels are wrong, or their classes cannot be told apart.",
         "Move them, or correct them with --labels FILE, a CSV with the columns path and label.",
-        tuple(_one_of_each_class(data, conflict.images) for conflict in found[:MOST_EXAMPLES]),
+        tuple(
+            _one_of_each_class(data, conflict.images, _sign(conflict.is_exact))
+            for conflict in found[:MOST_EXAMPLES]
+        ),
     )
 
 
@@ -246,7 +252,7 @@ def duplicates(data: Contents) -> Finding | None:
         f"{exact:,} {_is(exact)} the same as another and {near:,} nearly the same, in "
         f"{counted(len(groups), 'group')}.",
         "Keep one of each group, unless the others are meant to count.",
-        tuple(" = ".join(data.names[index] for index in group[:3]) for group in groups[:MOST_EXAMPLES]),
+        tuple(_first_of(data, group[:3]) for group in groups[:MOST_EXAMPLES]),
     )
 
 
@@ -293,12 +299,22 @@ def _of_some(
     )
 
 
-def _one_of_each_class(data: Contents, images: Sequence[int]) -> str:
+def _one_of_each_class(data: Contents, images: Sequence[int], sign: str) -> str:
     """The first of these images in each class, with the name of the class."""
     first = {int(data.labels[index]): index for index in reversed(images)}
-    return " = ".join(
+    return f" {sign} ".join(
         f"{data.names[index]} ({data.classes[label]})" for label, index in sorted(first.items())
     )
+
+
+def _first_of(data: Contents, group: Indices) -> str:
+    """The names of images that are alike, with a sign that says how alike."""
+    is_exact = len(np.unique(data.facts.digests[group], axis=0)) == 1
+    return f" {_sign(is_exact)} ".join(data.names[index] for index in group)
+
+
+def _sign(is_exact: bool) -> str:
+    return "=" if is_exact else "\N{ALMOST EQUAL TO}"
 
 
 def _names(data: Contents, labels: Sequence[int] | Indices) -> tuple[str, ...]:
