@@ -1,6 +1,7 @@
 """A run that takes the time that it was given."""
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 import velodrome as vd
-from velodrome import budget
-from velodrome.budget import Pace, fit_to_budget, measure_pace, steps_within, without_short_tail
+from velodrome import budget, running
+from velodrome.budget import Mark, Pace, fit_to_budget, measure_pace, replan, steps_within, without_short_tail
+from velodrome.config import replanned_parts
 from velodrome.data.loader import Epoch
-from velodrome.errors import ConfigError
-from velodrome.job import Job, prepare
-from velodrome.run.folder import open_run
+from velodrome.errors import ConfigError, RunError
+from velodrome.events import Event, Replanned
+from velodrome.job import Deadline, Job, prepare
+from velodrome.run.folder import last_start, open_run
+from velodrome.run.sinks import EventLog
 from velodrome.runs import read_config
 
 SMALL = {"limit_train": 400, "limit_test": 100, "width": 4, "batch_size": 50, "lr": 0.01, "precision": "fp32"}
@@ -137,3 +141,123 @@ def test_a_run_takes_about_the_time_it_was_given(tmp_path: Path) -> None:
 )
 def test_a_last_epoch_of_hardly_any_steps_is_left_out(steps: int, per_epoch: int, left: int) -> None:
     assert without_short_tail(steps, per_epoch) == left
+
+
+# Looking at the clock again, half way.
+
+# Of 80 steps in 10 epochs, 40 were done in 20 s; results take 5 s.
+HALF_WAY = [Mark(100.0, 0), Mark(110.0, 20), Mark(120.0, 40)]
+
+
+@pytest.fixture
+def half_way(job: Job) -> Iterator[Job]:
+    """40 of 80 steps are done, at 120 s; the run is to be over at 145 s."""
+    job = replace(job.with_steps(80), deadline=Deadline(145.0, 5.0, 0.0))
+    before = job.state.step, job.state.epoch
+    job.state.step, job.state.epoch = 40, 5
+    yield job
+    job.state.step, job.state.epoch = before
+
+
+def with_train(job: Job, **changes: object) -> Job:
+    return replace(job, config=replace(job.config, train=replace(job.config.train, **changes)))
+
+
+def test_a_run_in_time_keeps_its_steps(half_way: Job) -> None:
+    assert replan(half_way, HALF_WAY) is None
+
+
+@pytest.mark.parametrize(("ends_s", "steps"), [(155.0, 100), (140.0, 70), (120.0, 44), (0.0, 44)])
+def test_other_steps_are_taken_where_the_time_is_another(half_way: Job, ends_s: float, steps: int) -> None:
+    found = replan(replace(half_way, deadline=Deadline(ends_s, 5.0, 0.0)), HALF_WAY)
+    train = found.config.train
+    assert (found.total_steps, train.steps, train.replanned) == (steps, steps, "40:80")
+    assert train.epochs == -(-steps // 8)
+    assert found.loader.total_steps == steps
+    assert found.state is half_way.state
+
+
+def test_warming_up_again_takes_time(half_way: Job) -> None:
+    assert replan(replace(half_way, deadline=Deadline(145.0, 5.0, 5.0)), HALF_WAY).total_steps == 70
+
+
+def test_frozen_steps_do_not_count_as_they_are_cheaper(half_way: Job) -> None:
+    late = with_train(half_way, freeze_epochs=1)
+    assert replan(late, [Mark(118.0, 0), Mark(119.0, 8), Mark(151.0, 40)]).total_steps == 44
+    assert replan(late, [Mark(0.0, 0), Mark(104.0, 8), Mark(120.0, 40)]) is None
+
+
+def test_it_is_done_once_and_at_half_of_the_steps(half_way: Job) -> None:
+    late = replace(half_way, deadline=Deadline(130.0, 5.0, 0.0))
+    assert replan(late, HALF_WAY) is not None
+    assert replan(replace(late, deadline=None), HALF_WAY) is None
+    assert replan(with_train(late, replanned="8:90"), HALF_WAY) is None
+    resized = replace(late.config, augment=replace(late.config.augment, resolutions="16:1,32:1"))
+    assert replan(replace(late, config=resized), HALF_WAY) is None
+    late.state.step = 32
+    assert replan(late, HALF_WAY) is None
+    late.state.step = 80
+    assert replan(late, HALF_WAY) is None
+
+
+def replanning(monkeypatch: pytest.MonkeyPatch, steps: int = 20) -> None:
+    """All runs get other steps after their second epoch."""
+
+    def other(job: Job, marks: Sequence[Mark]) -> Job | None:
+        return job.with_steps(steps, "16:32") if [mark.step for mark in marks] == [0, 8, 16] else None
+
+    monkeypatch.setattr(running, "replan", other)
+
+
+def test_other_steps_are_the_run_from_there_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = vd.recipes.quick(**SMALL, epochs=4, runs_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        replanning(patch)
+        run = vd.train(planned, progress=False)
+    assert run.result["epochs"] == len(run.history) == 3
+    assert [
+        len(event["step_lrs"]) for event in run.folder.read_events() if event["event"] == "EpochDone"
+    ] == [*(8, 8, 4)]
+    told = [event for event in run.folder.read_events() if event["event"] == "Replanned"]
+    assert [(event["step"], event["steps"], event["epochs"]) for event in told] == [(16, 20, 3)]
+    assert last_start(run.folder.read_events())["epochs"] == 3
+    # What is written in the folder makes the same run.
+    recorded = read_config(run.folder)
+    assert (recorded.train.steps, recorded.train.replanned) == (20, "16:32")
+    again = vd.train(replace(recorded, run=replace(recorded.run, name="again")), progress=False)
+    assert again.folder.model.read_bytes() == run.folder.model.read_bytes()
+
+
+def test_a_run_that_dies_as_its_steps_are_put_right_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = vd.recipes.quick(**SMALL, epochs=4, steps=32, runs_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        replanning(patch)
+        whole = vd.train(planned, progress=False)
+        handle = EventLog.handle
+
+        def die(log: EventLog, event: Event) -> None:
+            if isinstance(event, Replanned):
+                raise RunError("The disk is full.", "Free some space.")
+            handle(log, event)
+
+        patch.setattr(EventLog, "handle", die)
+        with pytest.raises(RunError):
+            vd.train(replace(planned, run=replace(planned.run, name="died")), progress=False)
+    run = vd.resume(tmp_path / "died", progress=False)
+    assert run.result["epochs"] == 3
+    assert run.folder.model.read_bytes() == whole.folder.model.read_bytes()
+
+
+def test_a_run_on_a_machine_that_was_slow_at_first_takes_more_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "AROUND_STEPS", 3.0)
+    monkeypatch.setattr(budget, "PAGE_S", 0.5)
+    run = vd.train(vd.recipes.quick(**SMALL, time_budget="5s", runs_dir=tmp_path), progress=False)
+    train = read_config(run.folder).train
+    done, planned = replanned_parts(train.replanned)
+    assert planned / 2 <= done < planned < train.steps
+    assert run.result["epochs"] == len(run.history) == train.epochs
+    assert train.steps == sum(len(event.get("step_lrs", ())) for event in run.folder.read_events())

@@ -38,7 +38,7 @@ ALLOWED = {
     "budget": {"job", "training", "evaluation", "data"} | BASE,
     "early_stopping": {"training.state"} | RUN,
     "checking": {"data", "run.folder", "recipes"} | BASE,
-    "running": {"job", "reports", "early_stopping", "training", "evaluation"} | STAGES,
+    "running": {"budget", "job", "reports", "early_stopping", "training", "evaluation"} | STAGES,
     "resumption": {"job", "training.schedule"} | STAGES,
     "lr_finding": {"reporting", "training"} | RUN,
     "lr_search": {"job", "lr_finding", "training"} | STAGES,

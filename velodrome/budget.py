@@ -1,4 +1,4 @@
-"""As many steps as fit into a given time: measured on a throwaway copy, then fixed."""
+"""As many steps as fit into a given time: measured on a throwaway copy, and put right once, half way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
@@ -16,7 +17,7 @@ from velodrome.data.imageset import ImageSet
 from velodrome.device import memory_kept, synchronize
 from velodrome.errors import ConfigError
 from velodrome.evaluation.predict import EVAL_BATCH_SIZE, at_once
-from velodrome.job import Job, score_on
+from velodrome.job import Deadline, Job, score_on
 from velodrome.training.freezing import freeze_body
 from velodrome.training.step import Step, make_step
 
@@ -33,6 +34,11 @@ SAVED_BYTES_A_S = 1e9
 PASSES = 3.0
 # A last epoch of fewer than this share of all steps is left out: its figures would be those of a few images.
 SHORT_TAIL = 0.02
+# The clock is looked at again after the epoch in which this share of all steps is done; other steps are worth
+# it where they are this share more or fewer.
+HALF, WORTH_IT = 0.5, 0.01
+# Of the steps that were left, this share is taken however late it is, so that the learning rate gets down.
+LEAST_LEFT = 0.1
 # How often answers are timed, after a first time that does not count.
 ANSWERED = 3
 
@@ -56,8 +62,16 @@ class Pace:
     warm_up_s: float
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A moment in training: by `time.perf_counter`, and how many steps were done."""
+
+    at_s: float
+    step: int
+
+
 def fit_to_budget(job: Job, spent_s: float) -> Job:
-    """The job with as many steps as fit into its `time_budget`; the schedule spans them.
+    """The job with as many steps as fit into its `time_budget`, and its deadline; the schedule spans them.
 
     The time is that of everything from images in memory to the finished page: the search for the learning
     rate, training, scores, results.
@@ -85,7 +99,43 @@ def fit_to_budget(job: Job, spent_s: float) -> Job:
             f"take {math.ceil(least_s)} s.",
             "Give more time, or use smaller images (--image-size) or a narrower network (--width).",
         )
-    return job.with_steps(without_short_tail(steps, job.loader.steps_per_epoch))
+    fitted = job.with_steps(without_short_tail(steps, job.loader.steps_per_epoch))
+    deadline = Deadline(began_s - spent_s + seconds_of(budget), pace.finish_s, pace.warm_up_s)
+    return replace(fitted, deadline=deadline)
+
+
+def replan(job: Job, marks: Sequence[Mark]) -> Job | None:
+    """The job with other steps from here on, so that it meets its deadline after all; None for no change.
+
+    How fast a machine is in its first seconds is not how fast it stays: others use it too, and it gets hot.
+    So the time that training takes is looked at once more, at the end of the epoch in which half of all
+    steps are done. What is left of the schedule is stretched or squeezed over the steps that still fit.
+
+    Runs whose images change their size keep their steps, as those that are left take another time than those
+    that are done.
+
+    Args:
+        job: in training; all ranks ask at the same moment.
+        marks: the start of training, then the end of each epoch.
+    """
+    train, done, total = job.config.train, job.state.step, job.total_steps
+    marks = marks[train.freeze_epochs :]  # the steps before were cheaper
+    if (
+        job.deadline is None
+        or train.replanned
+        or job.config.augment.resolutions
+        or not HALF * total <= done < total
+        or len(marks) < 2
+    ):
+        return None
+    began, now = marks[0], marks[-1]
+    step_s = (now.at_s - began.at_s) / (now.step - began.step)
+    left_s = job.deadline.ends_s - now.at_s - job.deadline.finish_s - job.deadline.warm_up_s
+    left = max(math.floor(left_s / step_s), math.ceil(LEAST_LEFT * (total - done)))
+    steps = job.world.from_first(max(done + 1, without_short_tail(done + left, job.loader.steps_per_epoch)))
+    if abs(steps - total) < WORTH_IT * total:
+        return None
+    return job.with_steps(steps, replanned=f"{done}:{total}")
 
 
 def without_short_tail(steps: int, per_epoch: int) -> int:

@@ -104,6 +104,27 @@ RESOLUTIONS = Rule(
     _are_resolutions,
     "20:2,24:2,28:1,32:1",
 )
+
+
+def replanned_parts(text: str) -> tuple[int, int]:
+    """What `replanned` says: up to which step the schedule is another, and of how many steps in all that was.
+
+    Raises:
+        ValueError: it is not STEP:STEPS, or the first is not the smaller one.
+    """
+    done, _, planned = text.partition(":")
+    if not 0 < int(done) < int(planned):
+        raise ValueError
+    return int(done), int(planned)
+
+
+def _is_replanned(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(replanned_parts(text))
+    return False
+
+
+REPLANNED = Rule("STEP:STEPS, the smaller one first, such as 72:141", _is_replanned, "72:141")
 FOLDER_NAME = Rule(
     "a plain folder name: no slash, not empty, not starting with a dot, at most 100 bytes",
     lambda name: (
@@ -332,6 +353,12 @@ class TrainSection:
     )
     time_budget: str | None = setting(
         None, "in place of epochs: as many steps as fit into this time (90s, 1h30m), measured first", TIME
+    )
+    replanned: str | None = setting(
+        None,
+        "written by time_budget, which looks at the clock again half way: up to STEP, the schedule is that "
+        "of STEPS (STEP:STEPS)",
+        REPLANNED,
     )
     batch_size: int = setting(
         512,
@@ -572,18 +599,7 @@ def check(config: Config) -> Config:
             f"early_stop is {train.early_stop}, but score_every is 0: only the last epoch is scored.",
             "Add --score-every 1.",
         )
-    for key in {"one-cycle": ("lr_min", "lr_final"), "cosine": ("lr_final",), "constant": ()}[train.schedule]:
-        low = getattr(train, key)
-        if not isinstance(low, str) and train.lr != "auto" and low > train.lr:
-            raise ConfigError(
-                f"{key} is {low:g}, but must not be above lr, which is {train.lr:g}.",
-                f"Lower --{key.replace('_', '-')} or raise --lr.",
-            )
-    if train.schedule == "one-cycle" and train.flat_end and train.peak + train.flat_end >= 1:
-        raise ConfigError(
-            f"peak is {train.peak:g} and flat_end {train.flat_end:g}, but together they must be below 1.",
-            "Lower --peak or --flat-end: the learning rate falls in what they leave.",
-        )
+    _check_schedule(train)
     if config.model.model == "speednet":
         for key, own in MADE_OF["speednet"].items():
             value = getattr(config.model, key)
@@ -611,6 +627,32 @@ def check(config: Config) -> Config:
             f"Use --batch-size {limit} or smaller, or a higher --limit-train.",
         )
     return config
+
+
+def _check_schedule(train: TrainSection) -> None:
+    """Check what the learning rates, their places and the steps must be to one another.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for key in {"one-cycle": ("lr_min", "lr_final"), "cosine": ("lr_final",), "constant": ()}[train.schedule]:
+        low = getattr(train, key)
+        if not isinstance(low, str) and train.lr != "auto" and low > train.lr:
+            raise ConfigError(
+                f"{key} is {low:g}, but must not be above lr, which is {train.lr:g}.",
+                f"Lower --{key.replace('_', '-')} or raise --lr.",
+            )
+    if train.schedule == "one-cycle" and train.flat_end and train.peak + train.flat_end >= 1:
+        raise ConfigError(
+            f"peak is {train.peak:g} and flat_end {train.flat_end:g}, but together they must be below 1.",
+            "Lower --peak or --flat-end: the learning rate falls in what they leave.",
+        )
+    if train.replanned and (train.steps is None or train.steps < replanned_parts(train.replanned)[0]):
+        raise ConfigError(
+            f"replanned is {train.replanned}, but steps is {train.steps}: it says that the first of its two "
+            "numbers of them are done by another schedule.",
+            "Leave out --replanned.",
+        )
 
 
 def usual_lr(optimizer: str, batch_size: int) -> float:

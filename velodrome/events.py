@@ -87,6 +87,15 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class Replanned:
+    """The run has other steps from here on, so that it takes the time that it was given; `steps` are all."""
+
+    step: int
+    steps: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class StoppedEarly:
     """Training is over, because the validation loss has not been lower than after `best_epoch` for long."""
 
@@ -120,7 +129,15 @@ class RunFinished:
 
 
 Event = (
-    RunStarted | WarmedUp | StepDone | EpochDone | StoppedEarly | CheckpointSaved | RunStopped | RunFinished
+    RunStarted
+    | WarmedUp
+    | StepDone
+    | EpochDone
+    | Replanned
+    | StoppedEarly
+    | CheckpointSaved
+    | RunStopped
+    | RunFinished
 )
 
 

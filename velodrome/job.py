@@ -40,6 +40,21 @@ from velodrome.training.schedule import cut_short, resolve_lr, total_steps
 from velodrome.training.state import Clock, Meter, TrainState
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """When a run with a time budget is to be over.
+
+    Attributes:
+        ends_s: the end, by the `time.perf_counter` of this process.
+        finish_s: seconds that results and page take after the last epoch.
+        warm_up_s: seconds that it takes until steps are taken again where they were interrupted.
+    """
+
+    ends_s: float
+    finish_s: float
+    warm_up_s: float
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """All that a run is made of, checked and ready, before anything is written."""
@@ -51,6 +66,7 @@ class Job:
     loader: Loader
     state: TrainState
     prepare_s: float = 0.0  # seconds for the constants of normalisation, and images to the device
+    deadline: Deadline | None = None
 
     def with_lr(self, lr: float) -> Job:
         """The same job with LRMAX where it was "auto", and what follows from it.
@@ -60,10 +76,17 @@ class Job:
         """
         return replace(self, config=check(replace(self.config, train=resolve_lr(self.config.train, lr))))
 
-    def with_steps(self, steps: int) -> Job:
-        """The same job with so many steps in all, over which the schedule and the resolutions are spread."""
+    def with_steps(self, steps: int, replanned: str | None = None) -> Job:
+        """The same job with so many steps in all, over which the schedule and the resolutions are spread.
+
+        Args:
+            steps: in all.
+            replanned: as in the config, where steps have been taken by another schedule.
+        """
         epochs = -(-steps // self.loader.steps_per_epoch)
-        train = replace(self.config.train, epochs=epochs, steps=steps, schedule_epochs=None)
+        train = replace(
+            self.config.train, epochs=epochs, steps=steps, schedule_epochs=None, replanned=replanned
+        )
         return replace(
             self,
             config=check(replace(self.config, train=train)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from velodrome.config import Config, is_auto, settings_of_training
+from velodrome.config import Config, is_auto, replanned_parts, settings_of_training
 from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning, visible
 from velodrome.job import Job, with_absolute_paths
 from velodrome.run.checkpoint import Checkpoint, load_checkpoint
@@ -100,7 +100,7 @@ def check_request(wanted: Config, folder: RunFolder, recorded: Config) -> None:
     """
     train = resolve_lr(wanted.train, recorded.train.lr if recorded.train.lr != "auto" else None)
     if train.time_budget:  # fixes the steps by a measurement
-        follows = {"epochs", "steps", "schedule_epochs"}
+        follows = {"epochs", "steps", "schedule_epochs", "replanned"}
     else:
         follows = {"epochs"} if train.steps is not None else set()
     asked = settings_of_training(replace(wanted, train=train)) | _sources(wanted)
@@ -134,6 +134,9 @@ def check_settings(config: Config, trained_with: dict[str, Any]) -> None:
         RunError: a setting is another.
     """
     now = settings_of_training(config)
+    if now["replanned"] and replanned_parts(config.train.replanned or "")[1] == trained_with["steps"]:
+        # The steps before are those of the plan that the checkpoint was made with.
+        trained_with = trained_with | {key: now[key] for key in ("epochs", "steps", "replanned")}
     if now["epochs"] > trained_with["epochs"]:
         # As `extend` in `training.schedule` has it.
         span = trained_with["schedule_epochs"] or trained_with["epochs"]

@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from velodrome.budget import Mark, replan
 from velodrome.config import settings_of_training, to_yaml
 from velodrome.device import convolutions_tuned, memory_kept
 from velodrome.early_stopping import keep_if_best, stalled, take_best
@@ -33,6 +35,7 @@ from velodrome.events import (
     CheckpointSaved,
     EpochDone,
     Event,
+    Replanned,
     RunFinished,
     RunStarted,
     RunStopped,
@@ -179,26 +182,43 @@ def _train(folder: RunFolder, job: Job, tell: Tell, stop: StopRequest) -> Genera
     own_rng = torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else [])
     try:
         with own_rng, convolutions_tuned(job.device), job.world.watched():
-            return (yield from _take_steps(folder, job, tell, stop))
+            return (yield from _take_all_steps(folder, job, tell, stop))
     except TrainingError as error:
         tell(RunStopped(job.state.step, error.problem))
         raise
 
 
-def _take_steps(
+def _take_all_steps(
     folder: RunFolder, job: Job, tell: Tell, stop: StopRequest
 ) -> Generator[EpochDone, None, float]:
-    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
-
-    All ranks go through this alike: what they do between two steps is what they agreed on.
+    """Train to the last step, of which there may be more or fewer in the end, where the time is given.
 
     Returns:
         As `_train`.
     """
     warm_up_s = 0.0
-    state, config = job.state, job.config
-    if stalled(state.history, config.train.early_stop):  # before a kill took what comes after it
+    if stalled(job.state.history, job.config.train.early_stop):  # before a kill took what comes after it
         return warm_up_s
+    marks = [Mark(time.perf_counter(), job.state.step)]
+    plan: Job | None = job
+    while plan is not None:
+        seconds, plan = yield from _take_steps(folder, plan, tell, stop, marks)
+        warm_up_s += seconds
+    return warm_up_s
+
+
+def _take_steps(
+    folder: RunFolder, job: Job, tell: Tell, stop: StopRequest, marks: list[Mark]
+) -> Generator[EpochDone, None, tuple[float, Job | None]]:
+    """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
+
+    All ranks go through this alike: what they do between two steps is what they agreed on.
+
+    Returns:
+        Seconds that it took to warm up, and the job to go on with, where it is another from here on.
+    """
+    warm_up_s = 0.0
+    state, config = job.state, job.config
     lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
     events = fit(
         state,
@@ -241,7 +261,15 @@ def _take_steps(
                 job.world.wait()  # whoever starts the ranks may end all as soon as one has ended
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
                 raise _interrupted(folder, where, due.signal)
-    return warm_up_s
+            if isinstance(event, EpochDone):
+                marks.append(Mark(time.perf_counter(), state.step))
+                if other := replan(job, marks):
+                    # First of all in the config: the checkpoint that is there can be gone on with by both.
+                    job.world.first(lambda: describe(folder, other))
+                    train = other.config.train
+                    tell(Replanned(state.step, other.total_steps, train.epochs))
+                    return warm_up_s, other
+    return warm_up_s, None
 
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:

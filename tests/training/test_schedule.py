@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -214,3 +215,32 @@ def test_no_flat_end_changes_no_bit():
         one_cycle(step, 97, lr_max=0.37, lr_min=0.037, lr_final=0.037, peak=5 / 24) for step in range(97)
     ]
     assert schedule_of(97, **settings) == plain
+
+
+# Steps that are put right half way, by a time budget.
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+@pytest.mark.parametrize("steps", [61, 80, 100, 140])
+def test_what_is_left_of_a_schedule_is_stretched_over_other_steps(schedule: str, steps: int) -> None:
+    settings = {"lr": 1.0, "schedule": schedule}
+    planned = schedule_of(100, **settings)
+    lrs = schedule_of(steps, steps=steps, replanned="60:100", **settings)
+    assert lrs[:60] == planned[:60]
+    assert lrs[-1] == pytest.approx(planned[-1])
+    # As far after the share of the steps that are left as it was planned after that share.
+    share = (steps - 60) / (100 - 60)
+    for step in range(60, steps):
+        position = 59 + (step - 59) / share
+        low, high = planned[math.floor(position + 1e-9)], planned[min(99, math.ceil(position - 1e-9))]
+        assert min(low, high) - 1e-9 <= lrs[step] <= max(low, high) + 1e-9
+    assert all(one >= other for one, other in itertools.pairwise(lrs[60:]))
+
+
+def test_a_schedule_that_is_replanned_as_it_was_stays_so() -> None:
+    plain = schedule_of(50, lr=0.3, flat_end=0.1)
+    assert schedule_of(50, lr=0.3, flat_end=0.1, steps=50, replanned="30:50") == pytest.approx(plain)
+
+
+def test_a_run_that_was_cut_off_at_once_has_no_more_steps() -> None:
+    assert schedule_of(30, lr=1.0, steps=30, replanned="30:50") == schedule_of(50, lr=1.0)[:30]

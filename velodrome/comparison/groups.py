@@ -21,7 +21,7 @@ from velodrome.spread import Spread, spread_of
 # What may differ between runs of one variant: the seed, where things lie, and what is only looked at.
 NO_DIFFERENCE = ("seed", "name", "runs_dir", "data_root", "checkpoint_every", "cache_by", "score_test")
 # What a time budget sets, by the speed of the machine at that moment.
-SET_BY_BUDGET = ("epochs", "steps", "schedule_epochs")
+SET_BY_BUDGET = ("epochs", "steps", "schedule_epochs", "replanned")
 FIGURES = (
     *("test_accuracy", "test_accuracy_tta", "test_loss", "train_accuracy", "train_loss"),
     *("val_accuracy", "val_loss", "train_seconds", "images_per_s", "epochs", "params"),

@@ -164,8 +164,14 @@ class TrialsFolder:
 
 
 def last_start(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """How training began, or last went on; empty where the log does not say."""
-    return next((event for event in reversed(events) if event.get("event") == "RunStarted"), {})
+    """How training began or last went on, with the length that it has by now; empty where nothing is told."""
+    replanned: dict[str, Any] = {}
+    for event in reversed(events):
+        if event.get("event") == "Replanned" and not replanned:
+            replanned = {key: event.get(key) for key in ("steps", "epochs")}
+        if event.get("event") == "RunStarted":
+            return {**event, **replanned}
+    return {}
 
 
 def epochs_told(events: Sequence[Mapping[str, Any]]) -> dict[float | None, Mapping[str, Any]]:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from velodrome.events import (
     CheckpointSaved,
     EpochDone,
     Event,
+    Replanned,
     RunStarted,
     StepDone,
     StoppedEarly,
@@ -144,6 +146,9 @@ class PlainDisplay:
         elif isinstance(event, EpochDone):
             self._say(epoch_row(event, self._epochs))
             self._last_line_s = time.monotonic()
+        elif isinstance(event, Replanned):
+            self._epochs, self._steps = event.epochs, event.steps
+            self._say(replanned_line(event))
         elif isinstance(event, StoppedEarly):
             self._say(stopped_early_line(event))
 
@@ -190,6 +195,9 @@ class LiveDisplay:
                 self._step(event)
             elif isinstance(event, EpochDone) and self._started:
                 self._print(epoch_row(event, self._started.epochs))
+            elif isinstance(event, Replanned) and self._started:
+                self._started = replace(self._started, epochs=event.epochs, steps=event.steps)
+                self._print(replanned_line(event))
             elif isinstance(event, StoppedEarly):
                 self._print(stopped_early_line(event))
 
@@ -310,6 +318,11 @@ def started_line(event: RunStarted) -> str:
 def warmed_up_line(event: WarmedUp) -> str:
     """How long it took until the first step could begin."""
     return f"warmed up in {duration(event.seconds)}, which is no part of training"
+
+
+def replanned_line(event: Replanned) -> str:
+    """How many steps the run has from here on."""
+    return f"{event.steps:,} steps in all from here on, to be done in the time given"
 
 
 def stopped_early_line(event: StoppedEarly) -> str:

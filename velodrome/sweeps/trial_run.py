@@ -93,6 +93,7 @@ class TrialRun:
 
     def _carry(self, folder: RunFolder, job: Job, *, progress: bool) -> None:
         """Train to the last epoch, or to the one after which the trial is given up."""
+        job = replace(job, deadline=None)  # the time of a trial is not what it is about
         epochs = job.config.train.epochs
         reason = "trained to its end; of a sweep, only the best trial is scored on the test images"
         status: Literal["complete", "pruned"] = "complete"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from velodrome.config import TrainSection, share_of
+from velodrome.config import TrainSection, replanned_parts, share_of
 from velodrome.data.loader import steps_in_all
 from velodrome.errors import ConfigError
 
@@ -18,7 +18,7 @@ LR_MAX_OVER_MIN = 10
 
 
 def one_cycle(
-    step: int,
+    step: float,
     total_steps: int,
     *,
     lr_max: float,
@@ -52,7 +52,7 @@ def one_cycle(
     return _between(lr_max, lr_final, done, anneal)
 
 
-def cosine(step: int, total_steps: int, *, lr_max: float, lr_final: float) -> float:
+def cosine(step: float, total_steps: int, *, lr_max: float, lr_final: float) -> float:
     """From `lr_max` at step 0 along half a cosine to `lr_final` at the last step (SGDR, arXiv:1608.03983)."""
     return _between(lr_max, lr_final, step / max(total_steps - 1, 1), "cosine")
 
@@ -88,18 +88,32 @@ def make_schedule(train: TrainSection, steps_per_epoch: int) -> Callable[[int], 
     """The schedule of a section in which no learning rate is "auto" any more: step -> learning rate.
 
     It spans `schedule_epochs`, or else all epochs, or their first `steps`; every step after that has the
-    learning rate of its last.
+    learning rate of its last. Where `replanned` says that it was one of other steps at first, what was left
+    of that is stretched or squeezed over the steps that are left now.
 
     Raises:
         ConfigError: a learning rate is still "auto".
     """
     span = steps_in_all(train.schedule_epochs or train.epochs, steps_per_epoch, train.steps)
-    shape = squeeze_schedule(train, span)
-    return lambda step: shape(min(step, span - 1))
+    if train.replanned is None:
+        shape = squeeze_schedule(train, span)
+        return lambda step: shape(min(step, span - 1))
+    done, planned = replanned_parts(train.replanned)
+    first_shape = squeeze_schedule(train, planned)
+
+    def lr_at(step: int) -> float:
+        if step < done:
+            return first_shape(step)
+        share = (min(step, span - 1) - (done - 1)) / max(1, span - done)
+        return first_shape(done - 1 + share * (planned - done))
+
+    return lr_at
 
 
-def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[int], float]:
+def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[float], float]:
     """The whole schedule of a section within so many steps: step from 0 to total_steps - 1 -> learning rate.
+
+    Between two steps it is between their learning rates.
 
     Raises:
         ConfigError: a learning rate is still "auto".
@@ -110,7 +124,7 @@ def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[int], f
     moving = max(1, round(total_steps * (1 - train.flat_end)))  # steps; the others keep lr_final
     peak = min(1.0, train.peak * (total_steps / moving))
 
-    def lr_at(step: int) -> float:
+    def lr_at(step: float) -> float:
         if step >= moving:
             return lr_final
         if train.schedule == "cosine":
