@@ -249,7 +249,7 @@ def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path, capsys: pytest.C
     table.write_text("path,label\nshapes/train/00000.png,ring\n", encoding="utf-8")
     assert main(["resume", str(run), "--quiet"]) == 2
     message = capsys.readouterr().err
-    assert f"Run {run} was trained on other images or labels than shapes holds now. Bring them" in message
+    assert f"Run {run} was made with other images or labels than shapes holds now. Bring them" in message
     table.write_text("path,label\nshapes/train/00000.png,star\n", encoding="utf-8")
     assert main(["resume", str(run), "--quiet"]) == 0
 

@@ -25,7 +25,7 @@ from velodrome.training.step import Step, make_step
 LONG_ENOUGH_S, MOST_TO_MEASURE = 10.0, 0.05
 FEWEST_STEPS = 10
 # Seconds that beginning the run folder, drawing its figures and its page take; measured on two cores.
-PAGE_S = 1.5
+PAGE_S = 1.0
 # Training takes so many times the seconds of as many steps that are timed here; measured likewise.
 AROUND_STEPS = 1.03
 # How many bytes of a checkpoint are hashed and brought to the disk in a second; measured likewise.

@@ -32,7 +32,7 @@ from velodrome.evaluation.results import Baseline, Trained, write_results
 from velodrome.job import make_loader
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.folder import RunFolder, writing
-from velodrome.run.images import check_same_images
+from velodrome.run.images import check_same_as_result
 
 # A longer table cannot be taken in.
 MOST_CLASSES_PRINTED = 40
@@ -148,7 +148,7 @@ def evaluate_own(
     check_is_there(config.data, moved)
     enlarged = config.augment.takes_parts
     splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=progress)
-    check_same_images(folder, splits, config.data.data)
+    check_same_as_result(folder, splits, config.data.data)
     test = _as_known(splits.test, classifier.classes, config.data.data)
     check_stage(trained.network, classifier.image_size, layer)
     loader = make_loader(config, splits.train, trained.normalisation, trained.device)

@@ -110,7 +110,10 @@ def search_before_training(job: Job, tell: Tell) -> tuple[LRFinding | None, floa
         return None, lr
     found = search_job(job, SearchSection(steps=steps), tell)
     if found.lr_max is None:
-        _warn(f"The range test found no learning rate. {found.refusal} Meanwhile LRMAX is {usual}")
+        _warn(
+            f"The range test found no learning rate. {found.refusal} (What is in brackets are options of "
+            f"velodrome lr-find, which takes more steps too.) Meanwhile LRMAX is {usual}"
+        )
     return found, found.lr_max or lr
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from velodrome.config import Config, is_auto, replanned_parts, settings_of_training
-from velodrome.errors import ConfigError, DataError, RunError, VelodromeWarning, visible
+from velodrome.errors import ConfigError, RunError, VelodromeWarning
 from velodrome.job import Job, with_absolute_paths
 from velodrome.run.checkpoint import Checkpoint, load_checkpoint
 from velodrome.run.environment import bits_depend_on
 from velodrome.run.folder import RunFolder
+from velodrome.run.images import check_same_images
 from velodrome.training.schedule import resolve_lr
 
 
@@ -34,7 +35,8 @@ def restore(folder: RunFolder, job: Job) -> int:
 
     def into_job(checkpoint: Checkpoint) -> None:
         check_settings(job.config, checkpoint.numbers["settings"])
-        _check_same_images(folder, job, checkpoint.numbers.get("images"))
+        recorded, data = checkpoint.numbers.get("images"), job.config.data.data
+        check_same_images(folder, job.splits, data, recorded=recorded, otherwise="start a new run.")
         job.state.restore(checkpoint.tensors, checkpoint.numbers)
 
     checkpoint = load_checkpoint(folder, into_job)
@@ -69,20 +71,6 @@ def _warn_of_ranks(job: Job, before: int) -> None:
             f"{batch // before}."
         )
     warnings.warn(message, VelodromeWarning, stacklevel=3)
-
-
-def _check_same_images(folder: RunFolder, job: Job, trained_on: str | None) -> None:
-    """Check that own images and labels are those that the run was trained on so far.
-
-    Raises:
-        DataError: they are not, whichever checkpoint is taken.
-    """
-    if trained_on not in (None, job.splits.fingerprint):
-        raise DataError(
-            f"Run {folder.path} was trained on other images or labels than {visible(job.config.data.data)} "
-            "holds now.",
-            "Bring them back as they were, or start a new run.",
-        )
 
 
 def check_request(wanted: Config, folder: RunFolder, recorded: Config) -> None:

@@ -25,7 +25,7 @@ from velodrome.recipes import by_name
 from velodrome.run.answers import Answers, read_answers
 from velodrome.run.checkpoint import load_weights
 from velodrome.run.folder import RunFolder, open_run
-from velodrome.run.images import check_same_images
+from velodrome.run.images import check_same_as_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ class Run:
             config = read_config(self.folder)
             enlarged = config.augment.takes_parts
             splits = load_splits(config.data, config.run.seed, enlarged=enlarged, progress=False)
-            check_same_images(self.folder, splits, config.data.data)
+            check_same_as_result(self.folder, splits, config.data.data)
             self._test_images = splits.test
         return self._test_images
 

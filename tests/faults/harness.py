@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import Forked
 
 from velodrome import cli
 from velodrome.run.folder import HISTORY_COLUMNS
@@ -49,11 +50,19 @@ GLANCE_S = 0.001
 
 # Processes.
 
+Process = subprocess.Popen[str] | Forked
 
-def start(*words: str, cwd: Path, errors: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-    """`python -m velodrome words`, with its stderr in a file, so that no pipe ever holds it up."""
+
+def start(*words: str, cwd: Path, errors: Path | None = None, **options: Any) -> Process:
+    """`velodrome words`, with its stderr in a file, so that no pipe ever holds it up.
+
+    With options for `subprocess.Popen` it is a process that is started from nothing, else a quick one.
+    """
+    errors = errors or cwd / "errors.txt"
     environment = {**os.environ, **ENVIRONMENT, **options.pop("env", {})}
-    with (errors or cwd / "errors.txt").open("w") as file:
+    if environment == {**os.environ, **ENVIRONMENT} and not options:
+        return Forked(words, cwd, errors, environment)
+    with errors.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "velodrome", *words],
             cwd=cwd,
@@ -77,7 +86,7 @@ def command(*words: str, cwd: Path, **options: Any) -> tuple[int, str]:
     return code, errors.read_text()
 
 
-def until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
+def until(process: Process, condition: Callable[[], bool]) -> bool:
     """Wait for something while a process runs; False where the process ends first."""
     deadline = time.monotonic() + DEADLINE_S
     while process.poll() is None:
@@ -88,7 +97,15 @@ def until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool
     return False
 
 
-def until_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+def until_it_stands_still(process: Process) -> None:
+    """Wait until a process that was sent SIGSTOP has stopped."""
+    state = ("ps", "-o", "state=", "-p", str(process.pid))
+    assert until(
+        process, lambda: subprocess.run(state, capture_output=True, text=True, check=False).stdout[:1] == "T"
+    )
+
+
+def until_step(process: Process, run: Path, step: int) -> None:
     """Wait until the run has announced a checkpoint of at least that step."""
     reached = until(process, lambda: max(announced(run), default=0) >= step)
     assert reached, f"the process ended with {process.returncode} before step {step}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from harness import (
     TINY,
     DiedError,
     Operations,
+    Process,
     announced,
     check_is_complete,
     check_is_whole,
@@ -40,7 +40,7 @@ GoingWrong = Callable[[int, int], range]
 # Operations of which one goes wrong, where four write a file.
 EVERY = 5
 
-# Where there is more than one chain: most of the time goes into starting processes.
+# Where there is more than one chain: most of the time goes into waiting for processes.
 CHAINS_AT_A_TIME = 2
 
 
@@ -58,67 +58,59 @@ class Campaign:
 # Moments. Each waits for the moment to kill `process`, which trains or resumes `run`.
 
 
-def while_starting(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def while_starting(process: Process, run: Path, rng: Random, start_s: float) -> None:
     """Anywhere from the start of Python to the first steps."""
     moment = time.monotonic() + rng.uniform(0, 1.2 * start_s)
     until(process, lambda: time.monotonic() >= moment)
 
 
-def while_the_folder_is_made(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def while_the_folder_is_made(process: Process, run: Path, rng: Random, start_s: float) -> None:
     until(process, lambda: run.exists() or any(run.parent.glob(".*.tmp")))
     time.sleep(rng.uniform(0, 0.06))
 
 
-def after_going_on(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def after_going_on(process: Process, run: Path, rng: Random, start_s: float) -> None:
     """The first tenth of a second of training."""
     known = len(_lines(run))
     until(process, lambda: len(_lines(run)) > known)
     time.sleep(rng.uniform(0, 0.1))
 
 
-def in_mid_epoch(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def in_mid_epoch(process: Process, run: Path, rng: Random, start_s: float) -> None:
     _until_more_steps(process, run, rng.randint(1, 8))
     time.sleep(rng.uniform(0, 0.08))
 
 
-def while_a_checkpoint_is_written(
-    process: subprocess.Popen[str], run: Path, rng: Random, start_s: float
-) -> None:
+def while_a_checkpoint_is_written(process: Process, run: Path, rng: Random, start_s: float) -> None:
     _until_more_steps(process, run, rng.randint(0, 6))
     until(process, lambda: any((run / "checkpoints").glob(".step-*.tmp")))
     time.sleep(rng.uniform(0, 0.02))
 
 
-def at_the_end_of_an_epoch(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def at_the_end_of_an_epoch(process: Process, run: Path, rng: Random, start_s: float) -> None:
     """As soon as history.csv has another row: the checkpoint of that epoch is still to come."""
     known = _rows(run) + rng.randint(0, 1)
     until(process, lambda: _rows(run) > known)
 
 
-def at_the_end_of_the_first_epoch(
-    process: subprocess.Popen[str], run: Path, rng: Random, start_s: float
-) -> None:
+def at_the_end_of_the_first_epoch(process: Process, run: Path, rng: Random, start_s: float) -> None:
     until(process, lambda: _rows(run) > 0)
 
 
-def while_evaluating(process: subprocess.Popen[str], run: Path, rng: Random, start_s: float) -> None:
+def while_evaluating(process: Process, run: Path, rng: Random, start_s: float) -> None:
     until(process, (run / "predictions.csv").exists)
 
 
-def when_the_weights_are_there(
-    process: subprocess.Popen[str], run: Path, rng: Random, start_s: float
-) -> None:
+def when_the_weights_are_there(process: Process, run: Path, rng: Random, start_s: float) -> None:
     until(process, (run / "model.safetensors").exists)
 
 
-def while_the_report_is_written(
-    process: subprocess.Popen[str], run: Path, rng: Random, start_s: float
-) -> None:
+def while_the_report_is_written(process: Process, run: Path, rng: Random, start_s: float) -> None:
     until(process, (run / "result.json").exists)
     time.sleep(rng.uniform(0, 0.1))
 
 
-Moment = Callable[[subprocess.Popen[str], Path, Random, float], None]
+Moment = Callable[[Process, Path, Random, float], None]
 FIRST: tuple[Moment, ...] = (while_starting, while_the_folder_is_made, at_the_end_of_the_first_epoch)
 MIDDLE: tuple[Moment, ...] = (
     while_starting,
@@ -140,7 +132,7 @@ def _rows(run: Path) -> int:
     return len(history_of(run)) if (run / "history.csv").exists() else 0
 
 
-def _until_more_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+def _until_more_steps(process: Process, run: Path, steps: int) -> None:
     known = max(announced(run), default=0)
     until(process, lambda: max(announced(run), default=0) >= known + steps)
 

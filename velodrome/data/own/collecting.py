@@ -39,6 +39,8 @@ Say = Callable[[str], None]
 Bar = Callable[[int, int], None]
 # Rows (M,) int64 -> their pixels, which may be those of the data set itself, so nobody writes on them.
 Pick = Callable[[NDArray[np.int64]], AnyImages]
+# The same, and whether these rows are to train on: then they may be larger.
+PickFor = Callable[[NDArray[np.int64], bool], AnyImages]
 # Rows (M,) int64 that are prepared together, and their side in pixels.
 Part = tuple[NDArray[np.int64], int]
 
@@ -59,7 +61,7 @@ class Collected:
         notes: sentences about what was left out or taken for what.
         side: height and width in pixels of the images to report on.
         why: a sentence that says why they have this size; empty where it was given.
-        pick: rows (M,) int64 of one split -> their pixels.
+        pick: rows (M,) int64, and whether they are to train on -> their pixels.
     """
 
     name: str
@@ -73,14 +75,15 @@ class Collected:
     notes: tuple[str, ...]
     side: int
     why: str
-    pick: Pick
+    pick: PickFor
 
     def image_set(self, split: str | None = None) -> ImageSet:
         """The images of a split that can be read, in their order; of all splits, where they have one size."""
         is_chosen = self.facts.readable if split is None else self.facts.readable & (self.splits == split)
         rows = np.flatnonzero(is_chosen)
         names = [self.names[int(row)] for row in rows]
-        return ImageSet(self.pick(rows), self.labels[rows], self.classes, names, self.facts.digests[rows])
+        pixels = self.pick(rows, split == "train")
+        return ImageSet(pixels, self.labels[rows], self.classes, names, self.facts.digests[rows])
 
     def fingerprint(self) -> str:
         """A checksum of all pixels, labels, names and splits."""
@@ -212,8 +215,8 @@ def _from_files(
         failures |= {failure.path: failure for failure in smaller.failures}
     resident = fits_in_memory(sum(prepared.images_u8.nbytes for prepared in (every, *held_out)))
 
-    def pick(rows: NDArray[np.int64]) -> AnyImages:
-        is_smaller = held_out and len(rows) and outline.splits[rows[0]] != "train"
+    def pick(rows: NDArray[np.int64], to_train_on: bool) -> AnyImages:
+        is_smaller = held_out and not to_train_on
         own = (held_out[0] if is_smaller else every).images_u8
         chosen = place[rows] if is_smaller else rows
         return np.take(np.asarray(own), chosen, axis=0) if resident else MappedImages(own, chosen)
@@ -327,7 +330,7 @@ def _from_arrays(arrays: Arrays, data: DataSection) -> Collected:
     )
 
 
-def _pick_from(parts: Sequence[ImagesU8]) -> Pick:
+def _pick_from(parts: Sequence[ImagesU8]) -> PickFor:
     """Picks from the arrays of a file, whose rows go on from one to the next; each split lies in one of them.
 
     Args:
@@ -335,7 +338,7 @@ def _pick_from(parts: Sequence[ImagesU8]) -> Pick:
     """
     begins = np.cumsum([0, *(len(part) for part in parts)])
 
-    def pick(rows: NDArray[np.int64]) -> ImagesU8:
+    def pick(rows: NDArray[np.int64], _to_train_on: bool) -> ImagesU8:
         number = np.searchsorted(begins, rows[0], side="right") - 1 if len(rows) else 0
         part, own = parts[number], rows - begins[number]
         # All of them are not copied, as they may take most of the memory.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from velodrome.config import DataSection
 from velodrome.data.image_files import Failure
-from velodrome.data.imageset import AnyImages, ImageSet, MappedImages, Splits
+from velodrome.data.imageset import ImageSet, Splits
 from velodrome.data.own.collecting import (
     Bar,
     Collected,
@@ -31,7 +31,7 @@ from velodrome.data.own.labels import corrected, read_corrections
 from velodrome.data.own.listing import counted, shown
 from velodrome.data.own.near_duplicates import exact_groups
 from velodrome.data.own.prepared import cache_folder
-from velodrome.data.own.splitting import SPLITS, Texts, without_copies
+from velodrome.data.own.splitting import SPLITS, without_copies
 from velodrome.errors import DataError, visible
 
 
@@ -93,7 +93,14 @@ def read_own(data: DataSection, *, enlarged: bool = False, say: Say, bar: Bar | 
         splits_given=collected.splits_given,
     )
     splits = None if findings.errors else _splits_of(collected)
-    return OwnData(findings, splits, collected.side, collected.why, collected.name, collected.pick)
+    return OwnData(
+        findings,
+        splits,
+        collected.side,
+        collected.why,
+        collected.name,
+        pick=lambda rows: collected.pick(rows, True),
+    )
 
 
 def read_to_judge(
@@ -184,29 +191,7 @@ def _without_copies(collected: Collected) -> Collected:
         notes.append(
             f"Not held out but trained on, as the same image is trained on: {counted(moved, 'image')}."
         )
-    return replace(
-        collected,
-        splits=splits,
-        notes=(*collected.notes, *notes),
-        pick=_by_split(collected, splits) if moved else collected.pick,
-    )
-
-
-def _by_split(collected: Collected, splits: Texts) -> Pick:
-    """How the images are picked where some are trained on that `collected` still has among the others.
-
-    It takes the first image that is asked for as a sign of whether to give those to train on, which may be
-    larger; so one goes before them that was always among these.
-    """
-    first = np.flatnonzero(collected.splits == "train")[:1]
-
-    def pick(rows: NDArray[np.int64]) -> AnyImages:
-        if not len(rows) or splits[rows[0]] != "train":
-            return collected.pick(rows)
-        images = collected.pick(np.concatenate([first, rows]))
-        return images.take(np.arange(1, len(images))) if isinstance(images, MappedImages) else images[1:]
-
-    return pick
+    return replace(collected, splits=splits, notes=(*collected.notes, *notes))
 
 
 def _corrected(images: Collected | Outline, source: Path) -> NDArray[np.int64]:
