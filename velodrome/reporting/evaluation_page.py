@@ -143,9 +143,8 @@ def _in_words(found: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     low, high = [end or 0.0 for end in ends] if len(ends) == 2 else (0.0, 0.0)
     if low <= 0 <= high:
         return f"{words} Chance alone may explain it."
-    return (
-        f"{words} Chance does not explain this: these images are {'harder' if high < 0 else 'easier'} for it."
-    )
+    comparison = "harder" if high < 0 else "easier"
+    return f"{words} That is more than chance explains: these images are {comparison} for it."
 
 
 def _failed(found: Mapping[str, Any]) -> Table:
