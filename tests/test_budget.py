@@ -1,5 +1,6 @@
 """A run that takes the time that it was given."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -146,13 +147,13 @@ def test_a_last_epoch_of_hardly_any_steps_is_left_out(steps: int, per_epoch: int
 # Looking at the clock again, half way.
 
 # Of 80 steps in 10 epochs, 40 were done in 20 s; results take 5 s.
-HALF_WAY = [Mark(100.0, 0), Mark(110.0, 20), Mark(120.0, 40)]
+HALF_WAY = [Mark(100.0 + step / 2, step) for step in range(0, 41, 8)]
 
 
 @pytest.fixture
 def half_way(job: Job) -> Iterator[Job]:
     """40 of 80 steps are done, at 120 s; the run is to be over at 145 s."""
-    job = replace(job.with_steps(80), deadline=Deadline(145.0, 5.0, 0.0))
+    job = replace(job.with_steps(80), deadline=Deadline(145.0, 5.0))
     before = job.state.step, job.state.epoch
     job.state.step, job.state.epoch = 40, 5
     yield job
@@ -163,13 +164,20 @@ def with_train(job: Job, **changes: object) -> Job:
     return replace(job, config=replace(job.config, train=replace(job.config.train, **changes)))
 
 
-def test_a_run_in_time_keeps_its_steps(half_way: Job) -> None:
-    assert replan(half_way, HALF_WAY) is None
+def steps_of(job: Job, marks: Sequence[Mark] = HALF_WAY, **more: float) -> int | None:
+    """All steps that a job has after it is looked at, None for no change."""
+    found = replan(job, marks, **{"now_s": 120.0, **more})
+    return found and found.total_steps
+
+
+@pytest.mark.parametrize("ends_s", [145.0, 145.4])
+def test_a_run_in_time_keeps_its_steps(half_way: Job, ends_s: float) -> None:
+    assert steps_of(replace(half_way, deadline=Deadline(ends_s, 5.0))) is None
 
 
 @pytest.mark.parametrize(("ends_s", "steps"), [(155.0, 100), (140.0, 70), (120.0, 44), (0.0, 44)])
 def test_other_steps_are_taken_where_the_time_is_another(half_way: Job, ends_s: float, steps: int) -> None:
-    found = replan(replace(half_way, deadline=Deadline(ends_s, 5.0, 0.0)), HALF_WAY)
+    found = replan(replace(half_way, deadline=Deadline(ends_s, 5.0)), HALF_WAY, now_s=120.0)
     train = found.config.train
     assert (found.total_steps, train.steps, train.replanned) == (steps, steps, "40:80")
     assert train.epochs == -(-steps // 8)
@@ -177,33 +185,46 @@ def test_other_steps_are_taken_where_the_time_is_another(half_way: Job, ends_s: 
     assert found.state is half_way.state
 
 
-def test_warming_up_again_takes_time(half_way: Job) -> None:
-    assert replan(replace(half_way, deadline=Deadline(145.0, 5.0, 5.0)), HALF_WAY).total_steps == 70
+def test_warming_up_again_takes_time_where_it_is_done(half_way: Job) -> None:
+    assert steps_of(half_way, again_s=5.0) is None
+    late = replace(half_way, deadline=Deadline(140.0, 5.0))
+    assert steps_of(late, again_s=5.0) == 60
+
+
+def test_at_least_a_tenth_of_what_was_left_is_taken_though_it_ends_within_an_epoch(half_way: Job) -> None:
+    # 49 in all are one step more than six epochs, which would be left out.
+    job = half_way.with_steps(88)
+    job.state.step, job.state.epoch = 48, 6
+    marks = [Mark(100.0 + step / 2, step) for step in range(0, 49, 8)]
+    assert steps_of(replace(job, deadline=Deadline(0.0, 5.0)), marks, now_s=124.0) == 52
 
 
 def test_frozen_steps_do_not_count_as_they_are_cheaper(half_way: Job) -> None:
-    late = with_train(half_way, freeze_epochs=1)
-    assert replan(late, [Mark(118.0, 0), Mark(119.0, 8), Mark(151.0, 40)]).total_steps == 44
-    assert replan(late, [Mark(0.0, 0), Mark(104.0, 8), Mark(120.0, 40)]) is None
+    frozen = with_train(half_way, freeze_epochs=1)
+    cheap_at_first = [Mark(50.0, 0), *HALF_WAY[1:]]
+    assert steps_of(frozen, cheap_at_first) is None
+    assert steps_of(half_way, cheap_at_first) is not None
 
 
-def test_it_is_done_once_and_at_half_of_the_steps(half_way: Job) -> None:
-    late = replace(half_way, deadline=Deadline(130.0, 5.0, 0.0))
-    assert replan(late, HALF_WAY) is not None
-    assert replan(replace(late, deadline=None), HALF_WAY) is None
-    assert replan(with_train(late, replanned="8:90"), HALF_WAY) is None
+def test_it_is_looked_at_once_at_half_of_the_steps(half_way: Job) -> None:
+    late = replace(half_way, deadline=Deadline(130.0, 5.0))
+    assert steps_of(late) is not None
+    assert steps_of(replace(late, deadline=None)) is None
+    assert steps_of(with_train(late, replanned="8:90")) is None
     resized = replace(late.config, augment=replace(late.config.augment, resolutions="16:1,32:1"))
-    assert replan(replace(late, config=resized), HALF_WAY) is None
+    assert steps_of(replace(late, config=resized)) is None
+    late.state.step = 48
+    assert steps_of(late, [*HALF_WAY, Mark(124.0, 48)], now_s=124.0) is None
     late.state.step = 32
-    assert replan(late, HALF_WAY) is None
+    assert steps_of(late, HALF_WAY[:-1]) is None
     late.state.step = 80
-    assert replan(late, HALF_WAY) is None
+    assert steps_of(late, [*HALF_WAY[:4], Mark(140.0, 80)]) is None
 
 
 def replanning(monkeypatch: pytest.MonkeyPatch, steps: int = 20) -> None:
     """All runs get other steps after their second epoch."""
 
-    def other(job: Job, marks: Sequence[Mark]) -> Job | None:
+    def other(job: Job, marks: Sequence[Mark], **_: float) -> Job | None:
         return job.with_steps(steps, "16:32") if [mark.step for mark in marks] == [0, 8, 16] else None
 
     monkeypatch.setattr(running, "replan", other)
@@ -228,8 +249,9 @@ def test_other_steps_are_the_run_from_there_on(tmp_path: Path, monkeypatch: pyte
     assert again.folder.model.read_bytes() == run.folder.model.read_bytes()
 
 
+@pytest.mark.parametrize("newest_is_lost", [False, True])
 def test_a_run_that_dies_as_its_steps_are_put_right_goes_on_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest_is_lost: bool
 ) -> None:
     planned = vd.recipes.quick(**SMALL, epochs=4, steps=32, runs_dir=tmp_path)
     with monkeypatch.context() as patch:
@@ -245,6 +267,8 @@ def test_a_run_that_dies_as_its_steps_are_put_right_goes_on_with_them(
         patch.setattr(EventLog, "handle", die)
         with pytest.raises(RunError):
             vd.train(replace(planned, run=replace(planned.run, name="died")), progress=False)
+    if newest_is_lost:
+        shutil.rmtree(max((tmp_path / "died" / "checkpoints").glob("step-*")))
     run = vd.resume(tmp_path / "died", progress=False)
     assert run.result["epochs"] == 3
     assert run.folder.model.read_bytes() == whole.folder.model.read_bytes()

@@ -55,6 +55,17 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(
     assert (config["epochs"], config["lr"], config["batch_size"]) == (9, 0.01, 512)
 
 
+@pytest.mark.parametrize(
+    ("words", "replanned"), [(("--time-budget", "none"), "30:50"), (("--steps", "70"), None)]
+)
+def test_other_steps_are_another_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], replanned: str | None
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("steps: 60\nreplanned: '30:50'\n")
+    assert printed_config(capsys, "quick", "--config", str(path), *words)["replanned"] == replanned
+
+
 def test_printed_config_is_valid_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first = printed_config(capsys, "quick", "--epochs", "3", "--no-flip", "--peak", "5/24")
     path = tmp_path / "c.yaml"
@@ -63,6 +74,8 @@ def test_printed_config_is_valid_config(capsys: pytest.CaptureFixture[str], tmp_
 
 
 BAD = [
+    (["train", "--replanned", "30:50"], "replanned is 30:50, but steps is None, and must not be below"),
+    (["train", "--replanned", "50:30", "--steps", "60"], "replanned is '50:30', but must be STEP:STEPS"),
     (["trian"], "'trian' is not a command. Did you mean train?"),
     (["train", "resnet"], "'resnet' is not a recipe. Did you mean resnet9?"),
     (["train", "--epoch", "3"], "--epoch is not an option of velodrome train. Did you mean --epochs?"),

@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_images_that_have_moved(
     assert f"If it has moved: velodrome resume {run} --data PATH" in capsys.readouterr().err
     others = textures(tmp_path / "others", per_class=10)
     assert main(["resume", str(run), "--quiet", "--data", str(others)]) == 2
-    assert f"Run {run} was trained on other images" in capsys.readouterr().err
+    assert f"Run {run} was made with other images" in capsys.readouterr().err
     assert main(["resume", str(run), "--quiet", "--data", str(tmp_path / "moved")]) == 0
     assert (run / "model.safetensors").read_bytes() == before
     assert main(["evaluate", str(run), "--quiet"]) == 0  # the run knows where they are now

@@ -414,6 +414,15 @@ def test_pictures_have_safe_names(classifier, folder, tmp_path, stem, safe):
     assert found.predictions[0].overlay == tmp_path / "out" / f"{safe}.gradcam.png"
 
 
+def test_of_a_long_folder_as_much_is_kept_as_the_name_leaves(classifier, folder, tmp_path):
+    paths = [write(folder / place / "image.png") for place in ("x" * 120, "y" * 120)]
+    found = predict_files(classifier, paths, explain=tmp_path / "out")
+    assert [prediction.overlay.name for prediction in found.predictions] == [
+        f"{'x' * 94}_image.gradcam.png",
+        f"{'y' * 94}_image.gradcam.png",
+    ]
+
+
 def test_a_link_in_the_folder_is_replaced_and_not_followed(classifier, folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "precious").write_text("precious")

@@ -279,6 +279,12 @@ def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(tmp_path: Path, f
     assert lrs[-8:] == pytest.approx([0.005] * 8)
 
 
+def test_the_epochs_that_an_interrupted_run_has_are_nothing_new(tmp_path: Path) -> None:
+    whole = vd.train(small(tmp_path, name="whole"), progress=False)
+    run = vd.resume(interrupted(tmp_path), epochs=2, progress=False)
+    assert weights_of(run.path) == weights_of(whole.path)
+
+
 def test_the_epochs_that_a_finished_run_has_are_nothing_new(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,9 +64,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment in training: by `time.perf_counter`, and how many steps were done."""
+    """A moment in training: seconds, without those of warming up, and how many steps are done."""
 
-    at_s: float
+    training_s: float
     step: int
 
 
@@ -100,11 +100,11 @@ def fit_to_budget(job: Job, spent_s: float) -> Job:
             "Give more time, or use smaller images (--image-size) or a narrower network (--width).",
         )
     fitted = job.with_steps(without_short_tail(steps, job.loader.steps_per_epoch))
-    deadline = Deadline(began_s - spent_s + seconds_of(budget), pace.finish_s, pace.warm_up_s)
+    deadline = Deadline(began_s - spent_s + seconds_of(budget), pace.finish_s)
     return replace(fitted, deadline=deadline)
 
 
-def replan(job: Job, marks: Sequence[Mark]) -> Job | None:
+def replan(job: Job, marks: Sequence[Mark], *, now_s: float, again_s: float = 0.0) -> Job | None:
     """The job with other steps from here on, so that it meets its deadline after all; None for no change.
 
     How fast a machine is in its first seconds is not how fast it stays: others use it too, and it gets hot.
@@ -117,25 +117,29 @@ def replan(job: Job, marks: Sequence[Mark]) -> Job | None:
     Args:
         job: in training; all ranks ask at the same moment.
         marks: the start of training, then the end of each epoch.
+        now_s: the moment, by `time.perf_counter`.
+        again_s: seconds of warming up that it takes to go on with other steps.
     """
     train, done, total = job.config.train, job.state.step, job.total_steps
-    marks = marks[train.freeze_epochs :]  # the steps before were cheaper
+    counted = marks[train.freeze_epochs :]  # the steps before were cheaper
     if (
         job.deadline is None
         or train.replanned
         or job.config.augment.resolutions
-        or not HALF * total <= done < total
-        or len(marks) < 2
+        or len(counted) < 2
+        or not marks[-2].step < HALF * total <= done < total
     ):
         return None
-    began, now = marks[0], marks[-1]
-    step_s = (now.at_s - began.at_s) / (now.step - began.step)
-    left_s = job.deadline.ends_s - now.at_s - job.deadline.finish_s - job.deadline.warm_up_s
-    left = max(math.floor(left_s / step_s), math.ceil(LEAST_LEFT * (total - done)))
-    steps = job.world.from_first(max(done + 1, without_short_tail(done + left, job.loader.steps_per_epoch)))
-    if abs(steps - total) < WORTH_IT * total:
-        return None
-    return job.with_steps(steps, replanned=f"{done}:{total}")
+    step_s = (counted[-1].training_s - counted[0].training_s) / (done - counted[0].step)
+    left_s = job.deadline.ends_s - now_s - job.deadline.finish_s
+    if abs(math.floor(left_s / step_s) - (total - done)) < WORTH_IT * total:
+        left = total - done
+    else:
+        left = math.floor((left_s - again_s) / step_s)
+    least = math.ceil(LEAST_LEFT * (total - done))
+    in_whole_epochs = without_short_tail(done + max(left, least), job.loader.steps_per_epoch)
+    steps = job.world.from_first(total if left == total - done else max(done + least, in_whole_epochs))
+    return None if steps == total else job.with_steps(steps, replanned=f"{done}:{total}")
 
 
 def without_short_tail(steps: int, per_epoch: int) -> int:

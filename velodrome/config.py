@@ -649,9 +649,9 @@ def _check_schedule(train: TrainSection) -> None:
         )
     if train.replanned and (train.steps is None or train.steps < replanned_parts(train.replanned)[0]):
         raise ConfigError(
-            f"replanned is {train.replanned}, but steps is {train.steps}: it says that the first of its two "
-            "numbers of them are done by another schedule.",
-            "Leave out --replanned.",
+            f"replanned is {train.replanned}, but steps is {train.steps}, and must not be below the first of "
+            "its two numbers: so many are done already by then.",
+            "Leave it out, or: --replanned none.",
         )
 
 

@@ -196,6 +196,7 @@ def evaluate_other(
     place = RunFolder(folder.evaluations / _folder_name(data))
     with writing(place.path):
         place.path.mkdir(parents=True, exist_ok=True)
+        place.report.unlink(missing_ok=True)  # it tells of the answers from before
     shown = os.fsencode(data).decode("utf-8", "replace")
     figures = write_results(
         place, trained, images, data=shown, train=None, baseline=baseline, layer=layer, failed=failed

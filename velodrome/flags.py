@@ -27,13 +27,14 @@ NOT_FOR_LR_FIND = (
     "lr_final",
     "steps",
     "time_budget",
+    "replanned",
     "early_stop",
     "compile",
     "checkpoint_every",
 )
 
 # What a value is called in the help, where its type does not say.
-METAVARS = {"init": "RUN", "labels": "FILE", "time_budget": "TIME"}
+METAVARS = {"init": "RUN", "labels": "FILE", "time_budget": "TIME", "replanned": "STEP:STEPS"}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace | None:

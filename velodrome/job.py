@@ -47,12 +47,10 @@ class Deadline:
     Attributes:
         ends_s: the end, by the `time.perf_counter` of this process.
         finish_s: seconds that results and page take after the last epoch.
-        warm_up_s: seconds that it takes until steps are taken again where they were interrupted.
     """
 
     ends_s: float
     finish_s: float
-    warm_up_s: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -251,7 +251,7 @@ class _PictureNames:
             tempfile.TemporaryFile(dir=folder).close()
             parents = {parent for parent in {path.parent for path in images} if parent.samefile(folder)}
         self._taken = {_same_name(path.name) for path in images if path.parent in parents}
-        self._stems = Counter(_same_name(_plain(path.stem)) for path in images)
+        self._stems = Counter(_same_name(_plain(path.stem, STEM_BYTES)) for path in images)
         self._numbers: dict[str, int] = {}
 
     def next_for(self, image: Path) -> Path:
@@ -260,9 +260,10 @@ class _PictureNames:
         Where other images have that stem, the name of the folder is in front: cat_1.gradcam.png. Where others
         have that too, a number is behind: cat_1-2.gradcam.png.
         """
-        stem = _plain(image.stem)
+        stem = _plain(image.stem, STEM_BYTES) or "image"
         if self._stems[_same_name(stem)] > 1:
-            stem = _plain(f"{image.absolute().parent.name}_{image.stem}")
+            place = _plain(image.absolute().parent.name, STEM_BYTES - len(stem.encode()) - 1)
+            stem = f"{place}_{stem}" if place else stem
         number = self._numbers.get(_same_name(stem), 0)
         while True:
             number += 1
@@ -273,10 +274,10 @@ class _PictureNames:
                 return self._folder / name
 
 
-def _plain(stem: str) -> str:
-    """A stem that every file system takes, not too long."""
+def _plain(stem: str, most_bytes: int) -> str:
+    """A stem that every file system takes, not too long; may be empty."""
     plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._-")
-    return plain.encode()[:STEM_BYTES].decode(errors="ignore") or "image"
+    return plain.encode()[: max(0, most_bytes)].decode(errors="ignore")
 
 
 def _same_name(name: str) -> str:

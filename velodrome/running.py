@@ -196,28 +196,34 @@ def _take_all_steps(
     Returns:
         As `_train`.
     """
-    warm_up_s = 0.0
     if stalled(job.state.history, job.config.train.early_stop):  # before a kill took what comes after it
-        return warm_up_s
+        return 0.0
+    warm_ups_s: list[float] = []
     marks = [Mark(time.perf_counter(), job.state.step)]
     plan: Job | None = job
     while plan is not None:
-        seconds, plan = yield from _take_steps(folder, plan, tell, stop, marks)
-        warm_up_s += seconds
-    return warm_up_s
+        plan = yield from _take_steps(folder, plan, tell, stop, marks, warm_ups_s)
+    return sum(warm_ups_s)
 
 
 def _take_steps(
-    folder: RunFolder, job: Job, tell: Tell, stop: StopRequest, marks: list[Mark]
-) -> Generator[EpochDone, None, tuple[float, Job | None]]:
+    folder: RunFolder, job: Job, tell: Tell, stop: StopRequest, marks: list[Mark], warm_ups_s: list[float]
+) -> Generator[EpochDone, None, Job | None]:
     """Train to the last step; a checkpoint after each epoch, when one is due, and before stopping early.
 
     All ranks go through this alike: what they do between two steps is what they agreed on.
 
+    Args:
+        folder: of the run.
+        job: in training.
+        tell: passes an event on.
+        stop: whether a signal asks for it.
+        marks: the start of training and the ends of epochs so far; is added to.
+        warm_ups_s: seconds of each time that warming up took; is added to.
+
     Returns:
-        Seconds that it took to warm up, and the job to go on with, where it is another from here on.
+        The job to go on with, where it is another from here on.
     """
-    warm_up_s = 0.0
     state, config = job.state, job.config
     lr_at = make_schedule(config.train, job.loader.steps_per_epoch)
     events = fit(
@@ -236,7 +242,7 @@ def _take_steps(
         for event in events:
             tell(event)
             if isinstance(event, WarmedUp):
-                warm_up_s += event.seconds
+                warm_ups_s.append(event.seconds)
             ends_epoch = state.meter.done == job.loader.steps_per_epoch or state.step == job.total_steps
             if isinstance(event, StepDone) and ends_epoch:
                 continue  # the end of the epoch comes next, with a look and a checkpoint of its own
@@ -262,14 +268,15 @@ def _take_steps(
                 where = f"Stopped at step {state.step} of {job.total_steps}; all up to there is saved."
                 raise _interrupted(folder, where, due.signal)
             if isinstance(event, EpochDone):
-                marks.append(Mark(time.perf_counter(), state.step))
-                if other := replan(job, marks):
+                now_s = time.perf_counter()
+                marks.append(Mark(now_s - sum(warm_ups_s), state.step))
+                if other := replan(job, marks, now_s=now_s, again_s=sum(warm_ups_s[-1:])):
                     # First of all in the config: the checkpoint that is there can be gone on with by both.
                     job.world.first(lambda: describe(folder, other))
                     train = other.config.train
                     tell(Replanned(state.step, other.total_steps, train.epochs))
-                    return warm_up_s, other
-    return warm_up_s, None
+                    return other
+    return None
 
 
 def _save(folder: RunFolder, job: Job, tell: Tell) -> None:

@@ -28,6 +28,8 @@ def _config(arguments: argparse.Namespace) -> Config:
     """Recipe, then file, then flags."""
     flags = settings_given(arguments)
     file = read_yaml(arguments.config) if arguments.config else {}
+    if flags.keys() & {"steps", "epochs"}:  # another plan than that of the run it is from
+        file.pop("replanned", None)
     named = file.pop("recipe", None)
     if arguments.recipe and named is not None and named != arguments.recipe:
         raise ConfigError(

@@ -28,7 +28,10 @@ TINY = {
 LONG = {**TINY, "epochs": 1000, "score_test": "once", "checkpoint_every": 0.005}
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["velodrome.session", "velodrome.ranks", "velodrome.cli"])
+# There is one server for all tests of a process, and one list of what it loads: as in tests/faults.
+FORK.set_forkserver_preload(
+    ["torch._dynamo", "velodrome.session", "velodrome.ranks", "velodrome.cli", "velodrome.verbs"]
+)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from rank_processes import TINY, command, flags, ranks, step_losses
 from torch import nn
 
 import velodrome as vd
-from velodrome.config import AugmentSection, TrainSection
+from velodrome import budget
+from velodrome.config import AugmentSection, TrainSection, replanned_parts
 from velodrome.data.imageset import ImageSet, Normalisation
 from velodrome.data.loader import Loader
 from velodrome.device import threads
@@ -22,6 +24,7 @@ from velodrome.distributed import ALONE, Place, World, join
 from velodrome.job import prepare_together
 from velodrome.models.build import build_model
 from velodrome.run.folder import RunFolder
+from velodrome.runs import read_config
 from velodrome.training.loop import NO_SCORES, fit
 from velodrome.training.optim import make_optimizer
 from velodrome.training.schedule import make_schedule, resolve_lr
@@ -49,6 +52,24 @@ def test_ranks_have_the_loss_curve_of_one_process_with_ghost_batches(
     assert_same_answers(tmp_path / "runs" / "ranks", one.path)
     environment = json.loads((tmp_path / "runs" / "ranks" / "environment.json").read_text())
     assert environment["ranks"] == size
+
+
+def slow_at_first(*words: str) -> int:
+    """`velodrome`, which takes the machine for half as fast as it is, and on the last rank for a third."""
+    budget.AROUND_STEPS = 2.0 + float(os.environ["RANK"])
+    budget.PAGE_S = 0.5
+    return command(*words)
+
+
+def test_ranks_agree_on_the_steps_that_fit_into_a_time(data: str, tmp_path: Path) -> None:
+    words = flags({**TINY, "time_budget": "8s"}, data=data, name="timed")
+    with ranks(2, slow_at_first, "train", "quick", *words, place=tmp_path) as run:
+        assert run.wait() == [0, 0], run.words(0) + run.words(1)
+    folder = RunFolder(tmp_path / "runs" / "timed")
+    settled = read_config(folder).train
+    done, planned = replanned_parts(settled.replanned)
+    assert planned / 2 <= done < planned < settled.steps
+    assert len(step_losses(folder.path)) == settled.steps
 
 
 def assert_same_answers(run: Path, other: Path) -> None:

@@ -6,19 +6,30 @@ seconds, have been done before.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from velodrome import cli
 
-PRELOADED = ["torch._dynamo", "velodrome.session", "velodrome.verbs", "matplotlib.figure", "PIL.Image"]
+# There is one server for all tests of a process, and one list of what it loads: as in tests/distributed.
+PRELOADED = ["torch._dynamo", "velodrome.session", "velodrome.ranks", "velodrome.cli", "velodrome.verbs"]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
+# Processes are looked at by several threads, and the first who sees the end of one takes its exit code away.
+_one_at_a_time = threading.Lock()
+
+
+GLANCE_S = 0.005
 
 
 class Forked:
@@ -33,27 +44,32 @@ class Forked:
 
     def __init__(self, words: Sequence[str], cwd: Path, errors: Path, environment: Mapping[str, str]) -> None:
         given = (list(words), str(cwd), str(errors.absolute()), dict(environment))
-        self._process = _forks.Process(target=_be_velodrome, args=given)
+        # What a test leaves running ends with the tests.
+        self._process = _forks.Process(target=_be_velodrome, args=given, daemon=True)
         errors.write_text("")
-        self._process.start()
+        with _one_at_a_time:
+            self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:
         """The exit code; that of a signal is below 0; None as long as the process runs."""
-        return self._process.exitcode
+        return self.poll()
 
     def poll(self) -> int | None:
         """As `returncode`."""
-        return self._process.exitcode
+        with _one_at_a_time:
+            return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, once it is there."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("velodrome", timeout or 0.0)
-        return self._process.exitcode
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("velodrome", timeout or 0.0)
+            time.sleep(GLANCE_S)
+        return code
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
@@ -74,5 +90,6 @@ def _be_velodrome(words: Sequence[str], cwd: str, errors: str, environment: Mapp
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
         os.close(file)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which is read when torch is loaded
     sys.argv = ["velodrome", *words]
     sys.exit(cli.main(words))

@@ -78,7 +78,7 @@ def test_classes_that_fell_furthest_come_first(folder):
         (-0.035, [-0.2, -0.001], "That is more than chance explains: these images are harder for it."),
         (0.035, [0.001, 0.2], "That is more than chance explains: these images are easier for it."),
         (-0.035, [-0.2, 0.0], "Chance alone may explain it."),
-        (None, None, "Chance alone may explain it."),
+        (-0.035, None, "−3.50 points from the 150 test images of the run (97.00%). Class"),
     ],
 )
 def test_the_change_is_put_into_words(folder, change, ends, verdict):
@@ -108,15 +108,26 @@ def test_mistakes_are_handed_to_the_gallery(folder):
     assert page.gallery_data()["classes"] == CLASSES
 
 
-@pytest.mark.parametrize("lost", ["evaluation", "predictions", "mistakes", "probabilities"])
-@pytest.mark.parametrize("damage", [None, b"\xff{", b"{}"])
-def test_damaged_files_leave_a_page(folder, lost, damage):
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("evaluation", "evaluation.json is"),
+        ("mistakes", "There are no images and no heat maps: gallery/mistakes.json is"),
+        ("probabilities", "Probabilities are not shown: probabilities.npy is"),
+    ],
+)
+@pytest.mark.parametrize("damage", [None, b"\xff{"])
+def test_what_is_missing_or_damaged_is_named_with_what_makes_it(folder, lost, words, damage):
     path = getattr(folder, lost)
-    if damage is None:
-        path.unlink()
-    elif lost != "predictions":  # is damaged as a whole or not at all
-        path.write_bytes(damage)
-    assert "photos" in text_of(folder) or lost == "evaluation"
+    path.unlink() if damage is None else path.write_bytes(damage)
+    text = text_of(folder)
+    assert words in text
+    assert "velodrome evaluate RUN --data DATA makes" in text
+
+
+def test_without_answers_there_are_no_mistakes(folder):
+    folder.predictions.unlink()
+    assert "there are no mistakes to show: predictions.csv is missing" in text_of(folder)
 
 
 @pytest.mark.parametrize("value", [7, "x", [1, {"name": 3}], {"per_class": 7}, {"per_class": [7]}])

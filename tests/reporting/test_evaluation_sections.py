@@ -64,6 +64,9 @@ def test_evaluations_on_other_data_are_listed(folder):
     text = Page(render(folder)).text
     assert "my photos 321 50.00% +1.00 points –" in text
     assert "torn – – – –" in text
+    assert "With its mistakes" not in text
+    (place / "report.html").write_text("a page")
+    assert "With its mistakes, in the run folder: evaluations/photos/report.html" in Page(render(folder)).text
 
 
 # Diagnosis

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from velodrome.events import CheckpointSaved, EpochDone, RunStarted, StepDone
+from velodrome.events import CheckpointSaved, EpochDone, Replanned, RunStarted, StepDone, WarmedUp
 from velodrome.run import sinks
 from velodrome.run.folder import RunFolder
 from velodrome.run.sinks import EventLog, HistoryFile, LiveDisplay, PlainDisplay, duration, percent
@@ -59,6 +59,29 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[2].startswith("  step 5 of 20: loss 1.2346, accuracy 50.00%, lr 0.05, ")
     assert lines[3] == ("    1/2      1.2500     50.00%         -    45.67%      0.01      1234     1:05")
     assert all(len(line) <= 80 for line in lines[1:])
+
+
+def test_after_other_steps_the_pace_is_that_from_there_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a GPU had to warm up again."""
+    now = [0.0]
+    monkeypatch.setattr(sinks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sinks, "PLAIN_LINE_S", 0)
+    monkeypatch.setattr(sinks, "REFRESH_S", 0)
+    plain, live = io.StringIO(), io.StringIO()
+    console = Console(file=live, force_terminal=True, width=100, color_system=None)
+    for display in (PlainDisplay(lambda: (1.0, 0.5), plain), LiveDisplay(lambda: (1.0, 0.5), console)):
+        now[0] = 0.0
+        display.handle(STARTED)
+        now[0] = 10.0
+        for event in (epoch(1), Replanned(10, 15, 2), WarmedUp(3.0)):
+            display.handle(event)
+        now[0] = 12.0
+        display.handle(StepDone(10, 1, 0.05))  # the eleventh of 15, in 2 s
+        display.close()
+    assert "step 11 of 15: loss 1.0000, accuracy 50.00%, lr 0.05, 8 s left" in plain.getvalue()
+    assert "50 images/s  8 s left" in live.getvalue()
+    for text in (plain.getvalue(), live.getvalue()):
+        assert "15 steps in all from here on, to be done in the time given" in text
 
 
 def test_the_live_bar_shows_the_figures_and_leaves_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

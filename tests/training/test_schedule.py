@@ -244,3 +244,12 @@ def test_a_schedule_that_is_replanned_as_it_was_stays_so() -> None:
 
 def test_a_run_that_was_cut_off_at_once_has_no_more_steps() -> None:
     assert schedule_of(30, lr=1.0, steps=30, replanned="30:50") == schedule_of(50, lr=1.0)[:30]
+
+
+@pytest.mark.parametrize("steps", [52, 69, 80, 96, 131])
+@pytest.mark.parametrize("lr_final", [0.0, 0.1])
+def test_a_stretched_schedule_stays_within_its_ends(steps: int, lr_final: float) -> None:
+    settings = {"lr": 1.0, "lr_final": lr_final, "flat_end": 2 / 18, "peak": 0.25}
+    lrs = schedule_of(steps, steps=steps, replanned="50:90", **settings)
+    assert min(lrs[50:]) == lrs[-1] == lr_final
+    assert max(lrs) <= 1

@@ -17,7 +17,7 @@ from velodrome.reporting.curves import Chart, Drawing, Series, draw
 from velodrome.reporting.diagnosis import Diagnosis, gather_diagnosis
 from velodrome.reporting.evaluation import Evaluation, gather_evaluation, gather_other_evaluations
 from velodrome.reporting.gallery import Gallery, gather_gallery
-from velodrome.reporting.gaps import read_object, unless_gap
+from velodrome.reporting.gaps import name_of, read_object, unless_gap
 from velodrome.reporting.learning_rate import LearningRate, gather_learning_rate
 from velodrome.reporting.own_images import OwnImages, gather_own_images
 from velodrome.reporting.samples import Samples, gather_samples
@@ -79,6 +79,7 @@ class Content:
     gallery: Gallery | None
     evaluation: Evaluation | None
     other_evaluations: Table | None
+    other_pages: tuple[str, ...]
     own_images: OwnImages | None
     samples: Samples | None
     model: Model | None
@@ -88,6 +89,7 @@ class Content:
     config: str | None
     environment: tuple[Fact, ...]
     gaps: Mapping[str, str]
+    is_of_other_images: bool = False
 
 
 def gather(folder: RunFolder) -> Content:
@@ -120,6 +122,7 @@ def gather(folder: RunFolder) -> Content:
         gallery=gather_gallery(folder, answers, gaps.get("probabilities", "")) if answers else None,
         evaluation=evaluation,
         other_evaluations=gather_other_evaluations(folder),
+        other_pages=tuple(name_of(folder, path) for path in sorted(folder.evaluations.glob("*/report.html"))),
         own_images=unless_gap({}, "", gather_own_images, folder),
         samples=unless_gap(gaps, "samples", gather_samples, folder),
         model=_model(folder.read_json(folder.summary)),

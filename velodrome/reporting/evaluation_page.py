@@ -56,6 +56,7 @@ class EvaluationContent:
     gallery: Gallery | None
     failed: Table
     gaps: Mapping[str, str]
+    is_of_other_images: bool = True
     # What only a run has.
     unfinished: None = None
     other_evaluations: None = None
@@ -140,7 +141,9 @@ def _in_words(found: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     words = (
         f"{change} from the {images} test images of the run ({accuracy}); 95% confidence interval {between}."
     )
-    low, high = [end or 0.0 for end in ends] if len(ends) == 2 else (0.0, 0.0)
+    low, high = ends if len(ends) == 2 else (None, None)
+    if low is None or high is None:
+        return f"{change} from the {images} test images of the run ({accuracy})."
     if low <= 0 <= high:
         return f"{words} Chance alone may explain it."
     comparison = "harder" if high < 0 else "easier"

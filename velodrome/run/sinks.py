@@ -147,7 +147,7 @@ class PlainDisplay:
             self._say(epoch_row(event, self._epochs))
             self._last_line_s = time.monotonic()
         elif isinstance(event, Replanned):
-            self._epochs, self._steps = event.epochs, event.steps
+            self._epochs, self._steps, self._first_step = event.epochs, event.steps, event.step
             self._say(replanned_line(event))
         elif isinstance(event, StoppedEarly):
             self._say(stopped_early_line(event))
@@ -196,7 +196,9 @@ class LiveDisplay:
             elif isinstance(event, EpochDone) and self._started:
                 self._print(epoch_row(event, self._started.epochs))
             elif isinstance(event, Replanned) and self._started:
-                self._started = replace(self._started, epochs=event.epochs, steps=event.steps)
+                self._started = replace(
+                    self._started, epochs=event.epochs, steps=event.steps, step=event.step
+                )
                 self._print(replanned_line(event))
             elif isinstance(event, StoppedEarly):
                 self._print(stopped_early_line(event))

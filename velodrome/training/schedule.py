@@ -125,7 +125,7 @@ def squeeze_schedule(train: TrainSection, total_steps: int) -> Callable[[float],
     peak = min(1.0, train.peak * (total_steps / moving))
 
     def lr_at(step: float) -> float:
-        if step >= moving:
+        if step > moving - 1:
             return lr_final
         if train.schedule == "cosine":
             return cosine(step, moving, lr_max=lr_max, lr_final=lr_final)
@@ -161,8 +161,10 @@ def extend(train: TrainSection, epochs: int) -> TrainSection:
             f"epochs is {epochs}, but the run has {train.epochs}, and can only be given more.",
             "Stop a run earlier with Ctrl-C, or start another with fewer --epochs.",
         )
+    if epochs == train.epochs:
+        return train
     extended = replace(train, epochs=epochs, schedule_epochs=train.schedule_epochs or train.epochs)
-    if epochs > train.epochs and make_schedule(extended, steps_per_epoch=1)(epochs - 1) == 0:
+    if make_schedule(extended, steps_per_epoch=1)(epochs - 1) == 0:
         raise ConfigError(
             "The learning rate of this run ends at 0, so that more epochs would change nothing.",
             "Train with --lr-final above 0 to be able to go on.",
