@@ -259,6 +259,18 @@ def test_other_images_in_a_folder(run: vd.Run, photos: Path) -> None:
     assert f"{run.path.name} on photos" in found.page.read_text()
 
 
+def test_the_page_of_an_evaluation_is_written_again_with_that_of_the_run(
+    run: vd.Run, photos: Path, tmp_path: Path
+) -> None:
+    page = vd.evaluate(run, data=photos, progress=False).page
+    before = page.read_bytes()
+    page.unlink()
+    assert str(page.relative_to(run.path)) not in vd.report(run.path, tmp_path / "elsewhere.html").read_text()
+    assert not page.exists()
+    assert str(page.relative_to(run.path)) in vd.report(run.path).read_text()
+    assert page.read_bytes() == before
+
+
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_evaluated(
     command: Command, run: vd.Run, photos: Path
 ) -> None:

@@ -16,12 +16,17 @@ from velodrome.run.lock import is_locked
 def report(path: Path | str, output: Path | None = None) -> Path:
     """Write the page of a run from its folder alone, and its diagnosis; returns where the page is.
 
-    While another process trains in the folder, the page is one that reloads itself.
+    So are the pages of its evaluations on other images, unless the page is to lie elsewhere. While another
+    process trains in the folder, the page is one that reloads itself.
 
     Raises:
         RunError: there is no such run, or the page cannot be written.
     """
     folder = open_run(Path(path))
+    if output is None:
+        for found in sorted(folder.evaluations.glob("*/evaluation.json")):
+            with contextlib.suppress(RunError):  # as below
+                show_evaluation(RunFolder(found.parent), folder.path.resolve().name)
     live = is_live(folder)
     page = _write(folder, output, live=live)
     if live and not is_live(folder):  # it has come to its end meanwhile
