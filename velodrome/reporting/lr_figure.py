@@ -15,6 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from velodrome.run.folder import write_atomically
 
 INK, QUIET, HAIR, AZURE, RED = "#16191d", "#5a626c", "#e2e3df", "#0a67b0", "#c8401c"
+# Share of the range that the name of a suggestion takes.
+ROOM = 0.2
 NAMES = {
     "valley": "valley",
     "slide": "slide",
@@ -175,12 +177,14 @@ def _mark_suggestions(
         height = high - (high - low) * (0.05 + 0.065 * rank)
         axes.plot([lr, lr], [loss, height], color=QUIET, alpha=0.5, linewidth=0.8, zorder=1)
         axes.plot([lr], [loss], "o", color=INK, markersize=5, zorder=4)
+        # To the left of its line, unless that would be beyond the axis.
+        has_room = math.log(lr) - logs[0] > ROOM * (logs[-1] - logs[0])
         axes.annotate(
             f"{NAMES.get(name, name)} {lr:.2g}",
             (lr, height),
-            xytext=(-4, 0),
+            xytext=(-4 if has_room else 4, 0),
             textcoords="offset points",
-            ha="right",
+            ha="right" if has_room else "left",
             va="center",
             color=INK,
             fontsize=9,
