@@ -23,15 +23,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from dated_tables import command_line, heading, machine_rows, print_and_append, ratios, spread, version_of
-from PIL import Image
+from png_folders import write_folders
 from throughput import at_least, in_a_folder
 
 from velodrome.bench_results import table
-from velodrome.config import DataSection
-from velodrome.data.imageset import ImageSet
-from velodrome.data.sources import load_splits
 from velodrome.errors import DeviceError, VelodromeError
 from velodrome.job import resolve
 from velodrome.recipes import folder
@@ -48,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     load = os.getloadavg()[0]
     try:
         with tempfile.TemporaryDirectory() as place:
-            data = write_folders(options, Path(place))
+            check_there(options.only)
+            data = write_folders(options.data_root, options.train, options.test, Path(place))
             found = race(options, data, Path(place))
         print_and_append(report(options, found, command_line(arguments), load), options.output)
     except VelodromeError as error:
@@ -75,28 +72,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def write_folders(options: argparse.Namespace, place: Path) -> Path:
-    """A part of CIFAR-10 as PNG files, in folders of classes.
+def check_there(names: Sequence[str]) -> None:
+    """Check that those who are to take part are installed.
 
     Raises:
-        DeviceError: a package that is to take part is not installed.
-        DataError: there is no CIFAR-10.
+        DeviceError: one is not.
     """
-    for name in options.only:
+    for name in names:
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
             raise DeviceError(f"{name} is not installed.", f"Install it, or leave it out of --only: {name}.")
-    data = DataSection(data_root=options.data_root, limit_train=options.train, limit_test=options.test)
-    splits = load_splits(data, seed=0, progress=False)
-    for split, images in (("train", splits.train), ("test", splits.test)):
-        _write(images, place / "data" / split)
-    return place / "data"
-
-
-def _write(images: ImageSet, place: Path) -> None:
-    for name in images.classes:
-        (place / name).mkdir(parents=True)
-    for number, (image, label) in enumerate(zip(images.images_u8, images.labels, strict=True)):
-        Image.fromarray(np.asarray(image)).save(place / images.classes[label] / f"{number:05}.png")
 
 
 def race(options: argparse.Namespace, data: Path, place: Path) -> dict[str, list[tuple[float, float]]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from unittest import mock
 
 from dated_tables import command_line, heading, machine_rows, print_and_append
-from own_images import write_folders
+from png_folders import write_folders
 from throughput import at_least, in_a_folder
 
 from velodrome import session
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     load = os.getloadavg()[0]
     try:
         with tempfile.TemporaryDirectory() as place:
-            found = rounds(options, write_folders(options, Path(place)), Path(place))
+            data = write_folders(options.data_root, options.train, options.test, Path(place))
+            found = rounds(options, data, Path(place))
         print_and_append(report(options, found, command_line(arguments), load), options.output)
     except VelodromeError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
@@ -83,9 +84,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--child", type=budget, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    options.only = []  # others that are to take part
-    return options
+    return parser.parse_args(arguments)
 
 
 def budget(text: str) -> str:
