@@ -160,9 +160,7 @@ def report(options: argparse.Namespace, found: Sequence[Timed], command: str, lo
     columns = ("budget", "took", "off by", "steps planned", "steps taken", "test accuracy")
     lines = [
         *heading("runs with a time budget", machine_rows(resolve(folder()), load), command, setting, load),
-        "",
         *table(columns, rows),
-        "",
         f"Within {CLAIM:.0%}: {kept} of {len(found)} runs; the worst was off by {worst.off:+.1%}.",
     ]
     return "\n".join(lines) + "\n"
