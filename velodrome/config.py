@@ -352,7 +352,7 @@ class TrainSection:
         None, "stop after so many steps, within the last epoch; else all", at_least(1)
     )
     time_budget: str | None = setting(
-        None, "in place of epochs: as many steps as fit into this time (90s, 1h30m), measured first", TIME
+        None, "in place of epochs: as many steps as fit into this time (90s, 1h30m), measured twice", TIME
     )
     replanned: str | None = setting(
         None,
