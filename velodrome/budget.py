@@ -132,13 +132,12 @@ def replan(job: Job, marks: Sequence[Mark], *, now_s: float, again_s: float = 0.
         return None
     step_s = (counted[-1].training_s - counted[0].training_s) / (done - counted[0].step)
     left_s = job.deadline.ends_s - now_s - job.deadline.finish_s
-    if abs(math.floor(left_s / step_s) - (total - done)) < WORTH_IT * total:
-        left = total - done
-    else:
-        left = math.floor((left_s - again_s) / step_s)
-    least = math.ceil(LEAST_LEFT * (total - done))
-    in_whole_epochs = without_short_tail(done + max(left, least), job.loader.steps_per_epoch)
-    steps = job.world.from_first(total if left == total - done else max(done + least, in_whole_epochs))
+    steps = total
+    if abs(math.floor(left_s / step_s) - (total - done)) >= WORTH_IT * total:
+        least = math.ceil(LEAST_LEFT * (total - done))
+        left = max(least, math.floor((left_s - again_s) / step_s))
+        steps = max(done + least, without_short_tail(done + left, job.loader.steps_per_epoch))
+    steps = job.world.from_first(steps)
     return None if steps == total else job.with_steps(steps, replanned=f"{done}:{total}")
 
 

@@ -26,7 +26,7 @@ def report(path: Path | str, output: Path | None = None) -> Path:
     if output is None:
         for found in sorted(folder.evaluations.glob("*/evaluation.json")):
             with contextlib.suppress(RunError):  # as below
-                show_evaluation(RunFolder(found.parent), folder.path.resolve().name)
+                show_evaluation(folder, found.parent)
     live = is_live(folder)
     page = _write(folder, output, live=live)
     if live and not is_live(folder):  # it has come to its end meanwhile
@@ -68,14 +68,14 @@ def show(folder: RunFolder, *, live: bool = False) -> None:
     write_report(folder, live=live)
 
 
-def show_evaluation(place: RunFolder, run: str) -> None:
+def show_evaluation(folder: RunFolder, place: Path) -> None:
     """Write the page of an evaluation on other images than the run's own.
 
     Args:
+        folder: of the run.
         place: the folder of the evaluation.
-        run: name of the run.
 
     Raises:
         RunError: it cannot be written.
     """
-    write_evaluation_page(place, run)
+    write_evaluation_page(RunFolder(place), folder.path.resolve().name)

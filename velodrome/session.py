@@ -323,7 +323,7 @@ def evaluate(
                     found = evaluate_other(
                         folder, config, classifier, trained, other, layer=stage, progress=progress
                     )
-                    show_evaluation(RunFolder(found.path), folder.path.resolve().name)
+                    show_evaluation(folder, found.path)
                 else:
                     found = evaluate_own(folder, config, classifier, trained, layer=stage, progress=progress)
             show(folder)

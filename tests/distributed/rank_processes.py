@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forks import FORK
 
 DEADLINE_S = 60.0
 GLANCE_S = 0.02
@@ -26,12 +26,6 @@ TINY = {
     **{"precision": "fp32", "device": "cpu", "lr": 0.02, "epochs": 2},
 }
 LONG = {**TINY, "epochs": 1000, "score_test": "once", "checkpoint_every": 0.005}
-
-FORK = multiprocessing.get_context("forkserver")
-# There is one server for all tests of a process, and one list of what it loads: as in tests/faults.
-FORK.set_forkserver_preload(
-    ["torch._dynamo", "velodrome.session", "velodrome.ranks", "velodrome.cli", "velodrome.verbs"]
-)
 
 
 def free_port() -> int:

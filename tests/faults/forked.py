@@ -7,7 +7,6 @@ seconds, have been done before.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,17 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from forks import FORK
 
 from velodrome import cli
 
-# There is one server for all tests of a process, and one list of what it loads: as in tests/distributed.
-PRELOADED = ["torch._dynamo", "velodrome.session", "velodrome.ranks", "velodrome.cli", "velodrome.verbs"]
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(PRELOADED)
 # Processes are looked at by several threads, and the first who sees the end of one takes its exit code away.
 _one_at_a_time = threading.Lock()
-
-
 GLANCE_S = 0.005
 
 
@@ -45,7 +39,7 @@ class Forked:
     def __init__(self, words: Sequence[str], cwd: Path, errors: Path, environment: Mapping[str, str]) -> None:
         given = (list(words), str(cwd), str(errors.absolute()), dict(environment))
         # What a test leaves running ends with the tests.
-        self._process = _forks.Process(target=_be_velodrome, args=given, daemon=True)
+        self._process = FORK.Process(target=_be_velodrome, args=given, daemon=True)
         errors.write_text("")
         with _one_at_a_time:
             self._process.start()
